@@ -1,0 +1,54 @@
+/**
+ * The one error class of the library. Every error that a caller can see carries a literal code; the message says what
+ * is wrong and, after a semicolon or in a second sentence, what to do about it.
+ */
+
+/** Codes are part of the public interface: they are added, never renamed. Keep the list sorted. */
+export type HoldfastErrorCode =
+  | 'ERR_HOLDFAST_ABORTED'
+  | 'ERR_HOLDFAST_BAD_ARGUMENT'
+  | 'ERR_HOLDFAST_CLOSED'
+  | 'ERR_HOLDFAST_INTERNAL'
+  | 'ERR_HOLDFAST_IO'
+  | 'ERR_HOLDFAST_NO_SPACE'
+  | 'ERR_HOLDFAST_NOT_SUPPORTED'
+  | 'ERR_HOLDFAST_OUT_OF_RANGE'
+  | 'ERR_HOLDFAST_READ_ONLY';
+
+export interface HoldfastErrorOptions {
+  /** The error underneath, kept for diagnosis. */
+  readonly cause?: unknown;
+  /** The operating system's name of the error (`EIO`, `ENOSPC` …) where there is one. */
+  readonly errno?: string;
+}
+
+export class HoldfastError extends Error {
+  override readonly name = 'HoldfastError';
+  readonly code: HoldfastErrorCode;
+  readonly errno: string | undefined;
+
+  constructor(code: HoldfastErrorCode, message: string, options: HoldfastErrorOptions = {}) {
+    super(message, 'cause' in options ? { cause: options.cause } : undefined);
+    this.code = code;
+    this.errno = options.errno;
+  }
+}
+
+/** True for a HoldfastError, with that code if one is given. */
+export function isHoldfastError(error: unknown, code?: HoldfastErrorCode): error is HoldfastError {
+  return error instanceof HoldfastError && (code === undefined || error.code === code);
+}
+
+/**
+ * A broken invariant of our own. It stops the component that finds it: what it guards can no longer be trusted.
+ * Never for input that comes from outside.
+ */
+export function assert(condition: unknown, invariant: string): asserts condition {
+  if (!condition) throw new HoldfastError('ERR_HOLDFAST_INTERNAL', `broken invariant: ${invariant}`);
+}
+
+/** Throws ERR_HOLDFAST_ABORTED if the signal has fired. */
+export function throwIfAborted(signal: AbortSignal | undefined, what: string): void {
+  if (signal?.aborted)
+    throw new HoldfastError('ERR_HOLDFAST_ABORTED', `${what} was cancelled`, { cause: signal.reason });
+}

@@ -1,0 +1,10 @@
+/** The public face of Holdfast. */
+export { HoldfastError, type HoldfastErrorCode, isHoldfastError } from './base/errors.ts';
+export type {
+  BlockDevice,
+  DeviceStats,
+  Geometry,
+  IoOptions,
+  WriteOptions,
+  WriteZeroesOptions,
+} from './storage/block-device.ts';

@@ -1,0 +1,119 @@
+/**
+ * What the systems above see of other servers: a `PeerNode` on each server keeps one authenticated session to each
+ * peer, and carries typed requests over it. How a session comes about (frames, handshake, transports) is below this
+ * face; the systems never see a socket.
+ *
+ * Invariants:
+ * - A peer is authenticated both ways, and its cluster, name and version are checked, before any request passes.
+ * - Requests of one session arrive in the order in which they were sent, per channel; each is handled exactly once or
+ *   the session ends. When a session ends, every request that has no answer fails with ERR_HOLDFAST_PEER_LOST: what
+ *   became of it is not known.
+ * - A session that ended never comes back: the next one is a new object with a higher ordinal.
+ * - Memory is bounded: a channel's credit window bounds what is on the way, and the sender waits.
+ */
+import type { z } from 'zod';
+
+/** Bulk data never delays control messages and heartbeats: each channel has its own credit window. */
+export type Channel = 'control' | 'bulk';
+
+/** A kind of request: its number on the wire, and the schemas that both directions are checked by. */
+export interface Method<Request, Response> {
+  readonly id: number;
+  readonly name: string;
+  readonly channel: Channel;
+  readonly request: z.ZodType<Request>;
+  readonly response: z.ZodType<Response>;
+  /** More data than this in a request or a response ends the session before anything is allocated. */
+  readonly maxRequestDataBytes: number;
+  readonly maxResponseDataBytes: number;
+}
+
+export interface PeerInfo {
+  readonly name: string;
+  /** Random, new at every start of the peer's process: tells a restart from a broken link. */
+  readonly incarnation: string;
+  readonly features: readonly string[];
+}
+
+export interface Message<Control> {
+  readonly control: Control;
+  /** Raw bytes beside the control body; empty if there are none. Belongs to the receiver. */
+  readonly data: Uint8Array;
+}
+
+export interface Reply<Control> {
+  readonly control: Control;
+  readonly data?: readonly Uint8Array[];
+}
+
+export interface RequestOptions {
+  /** Cancels the waiting, not what the peer does. */
+  readonly signal?: AbortSignal;
+}
+
+export interface PeerSession {
+  /** Grows by one with every session to any peer of this node. */
+  readonly ordinal: number;
+  readonly peer: PeerInfo;
+  readonly open: boolean;
+  /**
+   * Sends a request; resolves with the peer's answer. The data is sent as it is at the time of the call or later:
+   * the caller leaves it unchanged until the promise settles. Rejects with the peer's HoldfastError (same code) if its
+   * handler failed, or ERR_HOLDFAST_PEER_LOST.
+   */
+  request<Request, Response>(
+    method: Method<Request, Response>,
+    control: Request,
+    data?: readonly Uint8Array[],
+    options?: RequestOptions,
+  ): Promise<Message<Response>>;
+  /**
+   * Until when (this node's monotonic clock, ms) we may rely on what we cached from the peer. Counted from before the
+   * renewal was sent. -Infinity before the first grant.
+   */
+  leaseHeldUntilMs(): number;
+  /** Until when the peer may rely on what it cached from us: nothing it depends on may change before that. */
+  leaseGrantedUntilMs(): number;
+  /** Ends the session; the node will try for a new one. */
+  close(reason: string): void;
+}
+
+export type RequestHandler<Request, Response> = (
+  message: Message<Request>,
+  session: PeerSession,
+) => Promise<Reply<Response>>;
+
+/** Why there is no session with a peer, in words and as a code, for status. */
+export interface LinkProblem {
+  readonly code: string;
+  readonly message: string;
+}
+
+export interface PeerEvents {
+  onSessionUp(session: PeerSession): void;
+  /** The lease that the ended session had granted may still be running: see session.leaseGrantedUntilMs(). */
+  onSessionDown(session: PeerSession, reason: string): void;
+}
+
+export interface LinkStatus {
+  readonly peer: string;
+  /** DRBD's words. */
+  readonly state: 'Connected' | 'Connecting' | 'StandAlone';
+  /** The address of the live path, if connected. */
+  readonly path: string | undefined;
+  readonly roundTripMs: number | undefined;
+  readonly problem: LinkProblem | undefined;
+}
+
+export interface PeerNode extends AsyncDisposable {
+  readonly name: string;
+  readonly incarnation: string;
+  /** Registers what answers a method. Before `start`; once per method. */
+  handle<Request, Response>(method: Method<Request, Response>, handler: RequestHandler<Request, Response>): void;
+  subscribe(events: PeerEvents): void;
+  /** Listens and dials; sessions come up as they can. */
+  start(): Promise<void>;
+  session(peer: string): PeerSession | undefined;
+  links(): readonly LinkStatus[];
+  close(): Promise<void>;
+}

@@ -1,0 +1,2 @@
+/** Public as `holdfast/testing`: temporary devices, injected faults, simulated clusters. */
+export {};
