@@ -28,7 +28,8 @@ export interface Connection {
   start(handler: ConnectionHandler): void;
   /**
    * Queues the chunks in order. They must not be changed until they have gone (`bufferedBytes` back to 0).
-   * Returns false when more than the high-water mark is queued: stop, and go on at `onDrain`.
+   * Returns false when more than the high-water mark is queued: stop, and go on at `onDrain`. On a closed connection
+   * nothing is queued, and the answer is false.
    */
   write(chunks: readonly Uint8Array[]): boolean;
   /** Stop and resume the delivery of onData (back-pressure). */
@@ -36,7 +37,7 @@ export interface Connection {
   resume(): void;
   /** Sends what is queued, then closes. */
   end(): void;
-  /** Closes at once; what is queued is dropped. */
+  /** Closes at once; what is queued is dropped. onClose comes later, never inside this call. */
   destroy(error?: Error): void;
 }
 
@@ -52,6 +53,8 @@ export interface ListenOptions {
   readonly maxConnections?: number;
   /** Mode of a Unix socket's file, default 0o600. */
   readonly socketMode?: number;
+  /** Told of a connection that the transport turned away: the identity is what it claimed, not proven. */
+  readonly onRefused?: (remote: string, claimedIdentity: string | undefined, error: Error) => void;
 }
 
 export interface ConnectOptions {
