@@ -1,0 +1,192 @@
+import { readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { describe, expect, it } from 'vitest';
+import { z } from 'zod';
+import { isHoldfastError } from '../../lib/base/errors.ts';
+import { nodeConfig, parseClusterConfig } from '../../lib/daemon/config.ts';
+import { configSchema } from '../../lib/daemon/config-schema.ts';
+
+const docs = readFileSync(fileURLToPath(new URL('../../docs/config.md', import.meta.url)), 'utf8');
+const sample = /```jsonc\n([\s\S]*?)```/.exec(docs)![1]!;
+
+const base = `{
+  "cluster": "office",
+  "keyFile": "office.key",
+  "nodes": [
+    { "name": "a", "addresses": ["127.0.0.1:7700"] },
+    { "name": "b", "addresses": ["127.0.0.1:7701"] }
+  ],
+  "volumes": [
+    {
+      "name": "data",
+      "id": "0d2c5b1e-7d0a-4d8c-9a9b-6f1d3b8f2c11",
+      "sizeBytes": "64 MiB",
+      "members": [{ "node": "a", "device": "a.img" }, { "node": "b", "device": "b.img" }]
+    }
+  ]
+}`;
+
+/** The names of all settings in a JSON schema, however deep. */
+function settingNames(schema: object): Set<string> {
+  const names = new Set<string>();
+  JSON.stringify(schema, (key, value) => {
+    if (key === 'properties') for (const name of Object.keys(value)) if (name !== '$schema') names.add(name);
+    return value;
+  });
+  return names;
+}
+
+/** The message of the refusal; fails if the text is taken. */
+function refusal(text: string): string {
+  try {
+    parseClusterConfig('x.jsonc', text);
+  } catch (error) {
+    if (isHoldfastError(error, 'ERR_HOLDFAST_CONFIG')) return error.message;
+    throw error;
+  }
+  throw new Error('the configuration was taken');
+}
+
+function changed(from: string, to: string): string {
+  expect(base).toContain(from);
+  return base.replace(from, to);
+}
+
+describe('the sample in docs/config.md', () => {
+  it('is taken, for both nodes', () => {
+    const settings = parseClusterConfig('/etc/holdfast/office.jsonc', sample);
+    const a = nodeConfig('/etc/holdfast/office.jsonc', settings, 'a');
+    expect(a.volumes[0]).toEqual({
+      name: 'data',
+      id: '0d2c5b1e-7d0a-4d8c-9a9b-6f1d3b8f2c11',
+      sizeBytes: 100 * 1024 ** 3,
+      ackMode: 'durable',
+      onLostPeer: { preferred: 'a' },
+      members: [
+        { node: 'a', device: '/dev/disk/by-id/nvme-A', metadata: 'internal' },
+        { node: 'b', device: '/dev/disk/by-id/nvme-B', metadata: { file: '/var/lib/holdfast/data.meta' } },
+      ],
+      policingExtentBytes: 1024 ** 2,
+      activityLogExtentBytes: 4 * 1024 ** 2,
+      bitmapGrainBytes: 64 * 1024,
+    });
+    expect(a.listen).toEqual({ kind: 'tcp', host: '10.0.0.1', port: 7700 });
+    expect(a.peers).toEqual([{ name: 'b', addresses: [{ kind: 'tcp', host: '10.0.0.2', port: 7700 }] }]);
+    expect(a.exports).toEqual([
+      {
+        name: 'data',
+        address: { kind: 'unix', path: '/run/holdfast/data.nbd' },
+        target: { kind: 'volume', volume: 'data' },
+        readOnly: false,
+      },
+    ]);
+    expect([a.heartbeatMs, a.leaseMs, a.link, a.engine]).toEqual([500, 3000, 'tls', 'auto']);
+    expect(nodeConfig('/etc/holdfast/office.jsonc', settings, 'b').control).toBe('/run/holdfast/b.sock');
+  });
+
+  it('describes every setting that the schema knows', () => {
+    const names = settingNames(z.toJSONSchema(configSchema, { io: 'input' }));
+    expect(names.size).toBeGreaterThan(20);
+    for (const name of names) expect(docs, name).toMatch(new RegExp(`\`[^\`\\n]*\\b${name}\\b[^\`\\n]*\``));
+  });
+});
+
+describe('a node takes its own part', () => {
+  it('with relative paths from the folder of the file, and only its own ones', () => {
+    const a = nodeConfig('/etc/holdfast/x.jsonc', parseClusterConfig('/etc/holdfast/x.jsonc', base), 'a');
+    expect(a.keyFile).toBe('/etc/holdfast/office.key');
+    expect(a.control).toBe('/etc/holdfast/a.control.sock');
+    expect(a.volumes[0]!.members.map((member) => member.device)).toEqual(['/etc/holdfast/a.img', 'b.img']);
+  });
+
+  it('and says so when it is not clear which node it is', () => {
+    const settings = parseClusterConfig('x.jsonc', base);
+    expect(() => nodeConfig('x.jsonc', settings)).toThrow('does not say which node this is; give --node NAME');
+    expect(() => nodeConfig('x.jsonc', settings, 'c')).toThrow('has no node "c"');
+    expect(nodeConfig('x.jsonc', { ...settings, node: 'b' }).name).toBe('b');
+  });
+});
+
+describe('a mistake is named with its place and its mend', () => {
+  it.each([
+    ['"keyFile"', '"keyfile"', 'x.jsonc:3:3: keyfile: unknown setting "keyfile"; did you mean "keyFile"?'],
+    ['"keyFile"', '"key"', 'x.jsonc:3:3: key: unknown setting "key"; a key in a configuration is read by too many'],
+    [
+      '"device": "b.img"',
+      '"devise": "b.img"',
+      ': volumes[0].members[1].devise: unknown setting "devise"; did you mean "device"?',
+    ],
+    ['"64 MiB"', '"64 MiBs"', 'x.jsonc:12:20: volumes[0].sizeBytes: is not a size'],
+    ['"64 MiB"', '1048577', 'volumes[0].sizeBytes: 1048577 is not a multiple of 4096; take 1048576'],
+    ['"64 MiB"', '-1', 'volumes[0].sizeBytes: is too small'],
+    ['"64 MiB"', 'true', 'volumes[0].sizeBytes: is not a size'],
+    [
+      '"64 MiB",',
+      '"64 MiB", "ackMode": "durabel",',
+      'volumes[0].ackMode: "durabel" is not known; did you mean "durable"?',
+    ],
+    ['"64 MiB",', '"64 MiB", "bitmapGrainBytes": "100k",', 'is not a power of two; take 131072'],
+    [
+      '"64 MiB",',
+      '"64 MiB", "onLostPeer": {"prefered": "a"},',
+      'volumes[0].onLostPeer.prefered: unknown setting "prefered"; did you mean "preferred"?',
+    ],
+    [
+      '"64 MiB",',
+      '"64 MiB", "onLostPeer": "continue",',
+      'volumes[0].onLostPeer: write "suspend" or {"preferred": NODE}',
+    ],
+    ['"64 MiB",', '"64 MiB", "onLostPeer": {"preferred": "c"},', '"c" is not a member; the members are a, b'],
+    ['"node": "b"', '"node": "bb"', 'volumes[0].members[1].node: there is no node "bb"; did you mean "b"?'],
+    ['"node": "b"', '"node": "a"', 'volumes[0].members[1].node: "a" is used twice'],
+    ['"127.0.0.1:7701"', '"127.0.0.1"', 'nodes[1].addresses[0]: "127.0.0.1" is not an address; write HOST:PORT'],
+    ['"127.0.0.1:7701"', '"127.0.0.1:70000"', 'port 70000 does not exist'],
+    ['"0d2c5b1e', '"0d2c5b1', 'volumes[0].id: is not a UUID'],
+    ['"keyFile": "office.key",', '', 'keyFile: is missing; make a key by'],
+    ['"cluster": "office",', '"cluster": 7,', 'x.jsonc:2:14: cluster: is a number; give a text in double quotes'],
+    ['"cluster": "office",', '', 'cluster: is missing; give a text in double quotes'],
+    ['"cluster": "office",', '"cluster": "office", "cluster": "home",', '"cluster" stands here twice; keep one'],
+    ['"cluster": "office",', '"cluster": "office"', 'x.jsonc:3:3: a comma is missing before this'],
+    ['"cluster": "office",', '"cluster": "office", "leaseMs": 600,', 'less than two heartbeats'],
+    [
+      '"name": "a", ',
+      '"name": "a", "exports": [{"address": "unix:x.sock"}], ',
+      'nodes[0].exports[0]: give either "volume" or "device"',
+    ],
+    [
+      '"name": "a", ',
+      '"name": "a", "exports": [{"volume": "dat", "address": "unix:x"}], ',
+      'there is no volume "dat"; did you mean "data"?',
+    ],
+    [
+      '"name": "a", ',
+      '"name": "a", "exports": [{"volume": "data", "address": "0.0.0.0:10809"}], ',
+      'NBD asks nobody for a key',
+    ],
+    [
+      '"name": "a", ',
+      '"name": "a", "exports": [{"device": "a.img", "name": "raw", "address": "unix:x"}], ',
+      '"a:a.img" is used twice',
+    ],
+    [
+      '"name": "a", ',
+      `"name": "a", "exports": [{"volume": "data", "address": "unix:${'x'.repeat(120)}"}], `,
+      'Linux takes 107',
+    ],
+    ['"name": "a", ', '"name": "../a", ', 'is not a name'],
+  ])('%s → %s', (from, to, message) => {
+    expect(refusal(changed(from, to))).toContain(message);
+  });
+
+  it('all problems of a text are told at once', () => {
+    const text = changed('"cluster"', '"cluser"').replace('"device": "a.img"', '"device": 5');
+    expect(refusal(text).split('\n')).toHaveLength(3);
+  });
+
+  it('an empty text, brackets without end and a binary file are refused', () => {
+    expect(refusal('')).toContain('is empty; docs/config.md has a sample');
+    expect(refusal('['.repeat(500_000))).toContain('x.jsonc');
+    expect(refusal('\u0000\u0001\u0002')).toContain('x.jsonc:1:1');
+    expect(refusal('x'.repeat(2_000_000))).toContain('is it really a configuration?');
+  });
+});
