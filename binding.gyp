@@ -1,0 +1,45 @@
+# The install build (scripts/build-native.mjs calls node-gyp with it). CMakeLists.txt builds the same sources for
+# development. Each CRC kernel is a library of its own, because gyp has compiler flags by target, not by file, and no
+# other code may be compiled for an instruction set that the processor may lack.
+{
+  "target_defaults": {
+    "cflags": ["-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffile-prefix-map=<!(pwd)=."],
+    "cflags_cc!": ["-std=gnu++17", "-std=gnu++20"],
+    "cflags_cc": ["-std=c++20", "-fno-exceptions", "-fno-rtti"],
+    "defines": ["NAPI_VERSION=8", "_FILE_OFFSET_BITS=64"],
+    "include_dirs": ["native"]
+  },
+  "targets": [
+    {
+      "target_name": "holdfast",
+      "sources": ["<!@(grep -v '^#' native/sources.txt)"],
+      "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"],
+      "libraries": ["-ldl"],
+      "conditions": [
+        ["target_arch=='x64'", { "dependencies": ["crc32c_sse42", "crc32c_avx512"] }]
+      ]
+    }
+  ],
+  "conditions": [
+    ["target_arch=='x64'", {
+      "targets": [
+        {
+          "target_name": "crc32c_sse42",
+          "type": "static_library",
+          "sources": ["native/checksum/crc32c_sse42.cc"],
+          "cflags": ["-msse4.2", "-mpclmul"]
+        },
+        {
+          "target_name": "crc32c_avx512",
+          "type": "static_library",
+          "sources": ["native/checksum/crc32c_avx512.cc"],
+          "cflags": [
+            "-msse4.2", "-mpclmul", "-mavx512f", "-mavx512vl", "-mvpclmulqdq",
+            # The intrinsics' "undefined" operands in GCC 12's own headers set this one off (GCC bug 105593).
+            "-Wno-maybe-uninitialized"
+          ]
+        }
+      ]
+    }]
+  ]
+}
