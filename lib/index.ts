@@ -8,3 +8,4 @@ export type {
   WriteOptions,
   WriteZeroesOptions,
 } from './storage/block-device.ts';
+export { MemoryDevice, type MemoryDeviceOptions } from './storage/memory-device.ts';
