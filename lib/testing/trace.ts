@@ -1,0 +1,59 @@
+/**
+ * The trace of a simulation: every event leaves a line in a running hash, so that two runs of one seed can be compared
+ * by one word, and the last lines are kept for whoever has to read a failure.
+ *
+ * The hash is FNV-1a over the lines' UTF-16 units, in two independent 32-bit lanes. It tells runs apart; it is no
+ * protection against anyone.
+ */
+
+const FNV_PRIME = 0x01000193;
+const LANE_SEEDS = [0x811c9dc5, 0x9747b28c] as const;
+
+export interface TraceOptions {
+  /** How many of the last lines are kept. Default 200. */
+  readonly keepLines?: number;
+}
+
+export class Trace {
+  readonly #kept: string[] = [];
+  readonly #keepLines: number;
+  #laneA: number = LANE_SEEDS[0];
+  #laneB: number = LANE_SEEDS[1];
+  #count = 0;
+
+  constructor(options: TraceOptions = {}) {
+    this.#keepLines = options.keepLines ?? 200;
+  }
+
+  get count(): number {
+    return this.#count;
+  }
+
+  add(line: string): void {
+    let laneA = this.#laneA;
+    let laneB = this.#laneB;
+    for (let index = 0; index < line.length; index++) {
+      const unit = line.charCodeAt(index);
+      laneA = Math.imul(laneA ^ unit, FNV_PRIME);
+      laneB = Math.imul(laneB ^ (unit + index), FNV_PRIME);
+    }
+    // The end of the line counts too: "ab" + "c" is not "a" + "bc".
+    this.#laneA = Math.imul(laneA ^ 0x100, FNV_PRIME);
+    this.#laneB = Math.imul(laneB ^ 0x100, FNV_PRIME);
+    if (this.#keepLines > 0) this.#kept[this.#count % this.#keepLines] = line;
+    this.#count++;
+  }
+
+  /** 16 hexadecimal digits that stand for all lines so far. */
+  hash(): string {
+    const hex = (lane: number): string => (lane >>> 0).toString(16).padStart(8, '0');
+    return hex(this.#laneA) + hex(this.#laneB);
+  }
+
+  /** The lines kept, oldest first. */
+  lastLines(): string[] {
+    const start = this.#count % this.#keepLines;
+    if (this.#count <= this.#keepLines) return [...this.#kept];
+    return [...this.#kept.slice(start), ...this.#kept.slice(0, start)];
+  }
+}
