@@ -42,6 +42,16 @@ export class SparseMemory {
     });
   }
 
+  /** Takes over a range of `from`, which has the same grain. */
+  copyFrom(from: SparseMemory, offset: number, length: number): void {
+    this.#eachChunk(offset, length, (index, start, part) => {
+      const chunk = from.#chunks.get(index);
+      const at = index * this.#chunkBytes + start;
+      if (chunk === undefined) this.zero(at, part);
+      else this.write(at, chunk.subarray(start, start + part));
+    });
+  }
+
   clear(): void {
     this.#chunks.clear();
   }

@@ -1,4 +1,13 @@
 /** Public as `holdfast/testing`: temporary devices, injected faults, simulated clusters. */
+export {
+  type FaultAction,
+  type FaultOperation,
+  FaultPlan,
+  type FaultRule,
+  FaultyDevice,
+  type FaultyDeviceOptions,
+  type InjectedFault,
+} from '../storage/faulty-device.ts';
 export { type RunEnd, Scheduler } from './scheduler.ts';
 export { SimulatedClock, SimulatedProcess } from './simulated-clock.ts';
 export {
@@ -7,6 +16,12 @@ export {
   type SimulatedEnvironment,
   SimulatedNode,
 } from './simulated-cluster.ts';
+export {
+  type LatencyRange,
+  SimulatedDisk,
+  type SimulatedDiskOptions,
+  type SimulatedOpenOptions,
+} from './simulated-disk.ts';
 export { FAULTLESS_LINK, type LinkOptions, SimulatedNetwork } from './simulated-network.ts';
 export { SimulatedRandom } from './simulated-random.ts';
 export { Trace, type TraceOptions } from './trace.ts';

@@ -1,0 +1,69 @@
+/** The commands of `holdfast`, and what `--help` says. Each is in a file of its own. */
+import { spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { Command } from 'commander';
+import { makeKey } from '../daemon/config-file.ts';
+import type { CliContext } from './context.ts';
+import { EXIT } from './exit-code.ts';
+import { addStatusCommands } from './status-command.ts';
+
+const packageRoot = new URL('../../', import.meta.url);
+
+const EXIT_CODES = `
+Exit codes: ${EXIT.ok} done, ${EXIT.failed} failed, ${EXIT.usage} wrong command line, ${EXIT.config} wrong configuration, ${EXIT.notRunning} no server answers (or one does
+already), ${EXIT.refused} refused because data would be lost, ${EXIT.degraded} status --check found something, ${EXIT.interrupted} interrupted.`;
+
+function release(): string {
+  const text = readFileSync(new URL('package.json', packageRoot), 'utf8');
+  return (JSON.parse(text) as { version: string }).version;
+}
+
+/** `exit` sets the exit code of a command that has done its work and still has something to say by it. */
+export function buildProgram(context: CliContext, exit: (code: number) => void): Command {
+  const program = new Command('holdfast')
+    .description('Replicated storage: mirrored volumes over raw devices and files, served to NBD clients.')
+    .version(release())
+    .option('--debug', 'print stack traces with errors')
+    .showHelpAfterError('(holdfast COMMAND --help explains)')
+    .configureOutput({
+      writeOut: (text) => context.stdout.write(text),
+      writeErr: (text) => context.stderr.write(text),
+    })
+    .addHelpText('after', EXIT_CODES)
+    .exitOverride();
+  addStatusCommands(program, context, exit);
+  addMakeKeyCommand(program, context);
+  addBuildNativeCommand(program, exit);
+  return program;
+}
+
+function addMakeKeyCommand(program: Command, context: CliContext): void {
+  program
+    .command('make-key')
+    .description("make a cluster's key, in a new file that only its owner can read")
+    .argument('<file>', 'where to write it; copy it to all servers, by a safe way')
+    .action(async (file: string) => {
+      const key = new Uint8Array(32);
+      context.environment.random.fill(key);
+      await makeKey(file, key);
+      context.stdout.write(`${file}: a new key, mode 0600. Give it to every server of the cluster as "keyFile".\n`);
+    });
+}
+
+function addBuildNativeCommand(program: Command, exit: (code: number) => void): void {
+  program
+    .command('build-native')
+    .description('build the native addon on this machine (needs python3, make and g++)')
+    .option('--force', 'build even if nothing has changed')
+    .action(async (options: { force?: boolean }) => {
+      const script = fileURLToPath(new URL('scripts/build-native.mjs', packageRoot));
+      const child = spawn(process.execPath, [script, ...(options.force ? ['--force'] : [])], { stdio: 'inherit' });
+      exit(
+        await new Promise<number>((resolve, reject) => {
+          child.once('error', reject);
+          child.once('exit', (code) => resolve(code === 0 ? EXIT.ok : EXIT.failed));
+        }),
+      );
+    });
+}

@@ -1,0 +1,74 @@
+/** Status in words, as `zpool status` has it: what the state is, what is wrong, what to do, under which code. Pure. */
+import { formatSize } from '../daemon/sizes.ts';
+import type {
+  CopyStatus,
+  DaemonStatus,
+  ExportStatus,
+  LinkReport,
+  ResyncStatus,
+  VolumeStatus,
+} from '../daemon/status.ts';
+import { formatDuration, shownPercent } from './progress.ts';
+
+export function statusText(status: DaemonStatus): string {
+  const engine = status.engine ? `, ${status.engine.name} (${status.engine.reason})` : '';
+  const lines = [
+    `  node: ${status.node} of ${status.cluster}, up ${formatDuration(status.upMs)}${engine}`,
+    ...block('links', status.links.map(linkLine)),
+    ...block('exports', status.exports.map(exportLine)),
+    ...status.volumes.flatMap((volume) => ['', ...volumeLines(volume)]),
+  ];
+  return `${lines.join('\n')}\n`;
+}
+
+/** `title: first`, and the others below it. */
+function block(title: string, rows: readonly string[]): string[] {
+  return rows.map((row, index) => field(index === 0 ? title : '', row));
+}
+
+function field(title: string, text: string): string {
+  const name = title === '' ? ' '.repeat(9) : `${title.padStart(7)}: `;
+  return `${name}${text.replaceAll('\n', `\n${' '.repeat(9)}`)}`;
+}
+
+function volumeLines(volume: VolumeStatus): string[] {
+  const access = volume.holder === null ? '' : `, access at ${volume.holder}`;
+  return [
+    field('volume', `${volume.name}, ${formatSize(volume.sizeBytes)}${access}`),
+    field('state', volume.state),
+    ...volume.problems.flatMap((problem) => [
+      field('status', problem.message),
+      ...(problem.action === '' ? [] : [field('action', problem.action)]),
+      field('see', problem.code),
+    ]),
+    ...(volume.resync ? [field('resync', resyncLine(volume.resync))] : []),
+    ...block('copies', volume.copies.map(copyLine)),
+  ];
+}
+
+function resyncLine(resync: ResyncStatus): string {
+  const { doneBytes, totalBytes, bytesPerSecond, toGoMs, role, peer } = resync;
+  const toGo = toGoMs === null ? 'time to go not known yet' : `${formatDuration(toGoMs)} to go`;
+  const percent = shownPercent(doneBytes, totalBytes).toFixed(1);
+  const direction = role === 'SyncSource' || role === 'PausedSyncS' ? `to ${peer}` : `from ${peer}`;
+  const amount = `${formatSize(Math.min(doneBytes, totalBytes))} of ${formatSize(totalBytes)}`;
+  return `${role}, ${direction}: ${percent} %, ${amount}, ${formatSize(bytesPerSecond)}/s, ${toGo}`;
+}
+
+function copyLine(copy: CopyStatus): string {
+  const outOfSync = copy.outOfSyncBytes > 0 ? `, ${formatSize(copy.outOfSyncBytes)} out of sync` : '';
+  return `${copy.node}  ${copy.disk}${outOfSync}${copy.device === null ? '' : `  ${copy.device}`}`;
+}
+
+function linkLine(link: LinkReport): string {
+  const path = link.path === null ? '' : ` at ${link.path}`;
+  const time = link.roundTripMs === null ? '' : `, ${link.roundTripMs.toFixed(2)} ms`;
+  const problem = link.problem ? `: ${link.problem.message} (${link.problem.code})` : '';
+  return `${link.peer}  ${link.state}${path}${time}${problem}`;
+}
+
+function exportLine(exported: ExportStatus): string {
+  const count = exported.connections;
+  const clients = count === 1 ? '1 client' : `${count} clients`;
+  return `${exported.name} at ${exported.address}, ${exported.target}${exported.readOnly ? ', read-only' : ''}, ${clients}`;
+}

@@ -1,0 +1,106 @@
+/**
+ * What a server says about itself: the whole of `holdfast status --json`, and what the words of `holdfast status` are
+ * made from. Names and states of copies and links are DRBD's, since the field knows them. Fields are added, never renamed.
+ */
+import { z } from 'zod';
+
+/** What is wrong and what to do about it, under a code that stays the same. */
+export const problemSchema = z.object({
+  code: z.string(),
+  /** What is wrong. */
+  message: z.string(),
+  /** What to do; empty if nothing needs to be done. */
+  action: z.string(),
+});
+
+const diskState = z.enum([
+  'UpToDate',
+  'Consistent',
+  'Inconsistent',
+  'Outdated',
+  'Failed',
+  'Diskless',
+  'DUnknown',
+  'Attaching',
+]);
+
+const copySchema = z.object({
+  node: z.string(),
+  local: z.boolean(),
+  disk: diskState,
+  /** Path of the device, for this node's own copy. */
+  device: z.string().nullable(),
+  /** Marked for resync, as far as this node knows. */
+  outOfSyncBytes: z.number(),
+});
+
+export const resyncSchema = z.object({
+  role: z.enum(['SyncSource', 'SyncTarget', 'PausedSyncS', 'PausedSyncT']),
+  peer: z.string(),
+  doneBytes: z.number(),
+  totalBytes: z.number(),
+  bytesPerSecond: z.number(),
+  /** Null as long as the rate is not known. */
+  toGoMs: z.number().nullable(),
+});
+
+export const volumeStatusSchema = z.object({
+  name: z.string(),
+  id: z.string(),
+  sizeBytes: z.number(),
+  /** Online: all copies in order. Degraded: it serves, on fewer copies. Suspended: requests wait. Failed: they fail. */
+  state: z.enum(['Online', 'Degraded', 'Suspended', 'Failed']),
+  problems: z.array(problemSchema),
+  copies: z.array(copySchema),
+  resync: resyncSchema.nullable(),
+  /** The node through which reads and writes go. */
+  holder: z.string().nullable(),
+  /** Sent by resyncs to or from this node since its process started. */
+  resyncedBytes: z.number(),
+});
+
+export const linkStatusSchema = z.object({
+  peer: z.string(),
+  state: z.enum(['Connected', 'Connecting', 'StandAlone']),
+  path: z.string().nullable(),
+  roundTripMs: z.number().nullable(),
+  problem: z.object({ code: z.string(), message: z.string() }).nullable(),
+});
+
+export const exportStatusSchema = z.object({
+  name: z.string(),
+  address: z.string(),
+  target: z.string(),
+  readOnly: z.boolean(),
+  connections: z.number(),
+});
+
+export const daemonStatusSchema = z.object({
+  /** Version of this layout. */
+  holdfast: z.literal(1),
+  release: z.string(),
+  cluster: z.string(),
+  node: z.string(),
+  pid: z.number(),
+  upMs: z.number(),
+  engine: z.object({ name: z.string(), reason: z.string() }).nullable(),
+  links: z.array(linkStatusSchema),
+  volumes: z.array(volumeStatusSchema),
+  exports: z.array(exportStatusSchema),
+});
+
+export type Problem = z.infer<typeof problemSchema>;
+export type CopyStatus = z.infer<typeof copySchema>;
+export type ResyncStatus = z.infer<typeof resyncSchema>;
+export type VolumeStatus = z.infer<typeof volumeStatusSchema>;
+export type LinkReport = z.infer<typeof linkStatusSchema>;
+export type ExportStatus = z.infer<typeof exportStatusSchema>;
+export type DaemonStatus = z.infer<typeof daemonStatusSchema>;
+
+/** True if there is nothing that anybody should look at. */
+export function isHealthy(status: DaemonStatus): boolean {
+  return (
+    status.volumes.every((volume) => volume.state === 'Online') &&
+    status.links.every((link) => link.state === 'Connected')
+  );
+}

@@ -1,0 +1,218 @@
+/**
+ * A filter over any BlockDevice that misbehaves by rule (the idea is nbdkit's: cross-cutting behaviour as a filter with
+ * a `next`). Rules live in a `FaultPlan`, which may outlive the device that it is used by. Every rule that matches a
+ * request acts on it, in the order in which they were injected.
+ */
+import type { Clock } from '../base/clock.ts';
+import { assert, HoldfastError } from '../base/errors.ts';
+import type { Random } from '../base/random.ts';
+import { BaseDevice } from './base-device.ts';
+import type { BlockDevice, Geometry, IoOptions, WriteOptions, WriteZeroesOptions } from './block-device.ts';
+
+export type FaultOperation = 'read' | 'write' | 'flush' | 'discard' | 'writeZeroes';
+
+export type FaultAction =
+  /** Fails the request: without doing it, or (`after`) although it was done. Default EIO. */
+  | { readonly kind: 'error'; readonly errno?: 'EIO' | 'ENOSPC'; readonly when?: 'before' | 'after' }
+  | { readonly kind: 'delay'; readonly delayMs: number }
+  /** Keeps the request back until the fault is removed. */
+  | { readonly kind: 'hang' }
+  /** Turns over one bit of what is read, or of what reaches the device; by default the first of the request. */
+  | { readonly kind: 'flip-bit'; readonly offset?: number; readonly bit?: number };
+
+export interface FaultRule {
+  readonly action: FaultAction;
+  /** Which requests; default all. */
+  readonly on?: FaultOperation | readonly FaultOperation[];
+  /** Only requests that touch this range of bytes (flushes touch none). */
+  readonly within?: { readonly offset: number; readonly length: number };
+  /** Lets so many matching requests pass first; default 0. */
+  readonly skip?: number;
+  /** Acts so many times, then no more; default without end. */
+  readonly times?: number;
+  /** Acts on a matching request with this chance, 0 … 1; default 1. The plan needs a `random` for it. */
+  readonly probability?: number;
+}
+
+export interface InjectedFault {
+  readonly action: FaultAction;
+  /** Requests that it has acted on. */
+  readonly hits: number;
+  /** Ends the rule, and lets go of the requests that hang by it. */
+  remove(): void;
+}
+
+class ActiveFault implements InjectedFault {
+  readonly rule: FaultRule;
+  hits = 0;
+  matches = 0;
+  removed = false;
+  readonly #hanging: (() => void)[] = [];
+  readonly #onRemove: () => void;
+
+  constructor(rule: FaultRule, onRemove: () => void) {
+    this.rule = rule;
+    this.#onRemove = onRemove;
+  }
+
+  get action(): FaultAction {
+    return this.rule.action;
+  }
+
+  remove(): void {
+    this.removed = true;
+    this.#onRemove();
+    for (const resume of this.#hanging.splice(0)) resume();
+  }
+
+  untilRemoved(): Promise<void> {
+    if (this.removed) return Promise.resolve();
+    return new Promise((resolve) => this.#hanging.push(resolve));
+  }
+}
+
+export class FaultPlan {
+  readonly #faults: ActiveFault[] = [];
+  readonly #random: Random | undefined;
+
+  /** @param random decides where a rule has a probability. */
+  constructor(random?: Random) {
+    this.#random = random;
+  }
+
+  inject(rule: FaultRule): InjectedFault {
+    if (rule.probability !== undefined && this.#random === undefined)
+      throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', 'a probability needs a plan with a random; give it one');
+    const fault: ActiveFault = new ActiveFault(rule, () => {
+      const index = this.#faults.indexOf(fault);
+      if (index >= 0) this.#faults.splice(index, 1);
+    });
+    this.#faults.push(fault);
+    return fault;
+  }
+
+  /** Removes every rule. */
+  clear(): void {
+    for (const fault of [...this.#faults]) fault.remove();
+  }
+
+  /** The faults that act on this request; counts it. */
+  match(operation: FaultOperation, offset: number, length: number): ActiveFault[] {
+    return this.#faults.filter((fault) => {
+      const { on, within, skip = 0, times = Number.POSITIVE_INFINITY, probability } = fault.rule;
+      if (on !== undefined && on !== operation && !on.includes(operation)) return false;
+      if (within !== undefined && (offset >= within.offset + within.length || within.offset >= offset + length))
+        return false;
+      if (fault.matches++ < skip || fault.hits >= times) return false;
+      if (probability !== undefined && this.#random!.below(2 ** 32) >= probability * 2 ** 32) return false;
+      fault.hits++;
+      return true;
+    });
+  }
+}
+
+export interface FaultyDeviceOptions {
+  /** Default: a plan of its own, without a random. */
+  readonly plan?: FaultPlan;
+  /** Needed by `delay`. */
+  readonly clock?: Clock;
+}
+
+export class FaultyDevice extends BaseDevice {
+  readonly kind = 'faulty';
+  readonly geometry: Geometry;
+  readonly plan: FaultPlan;
+  readonly #next: BlockDevice;
+  readonly #clock: Clock | undefined;
+
+  /** Takes over `next`, which is closed with this. */
+  constructor(next: BlockDevice, options: FaultyDeviceOptions = {}) {
+    super(next.name, next.readOnly);
+    this.geometry = next.geometry;
+    this.plan = options.plan ?? new FaultPlan();
+    this.#next = next;
+    this.#clock = options.clock;
+  }
+
+  /** Same as `plan.inject`. */
+  inject(rule: FaultRule): InjectedFault {
+    return this.plan.inject(rule);
+  }
+
+  protected async performRead(offset: number, buffer: Uint8Array, options: IoOptions | undefined): Promise<void> {
+    const faults = this.plan.match('read', offset, buffer.byteLength);
+    await this.#through(faults, 'read', offset, buffer.byteLength, () => this.#next.read(offset, buffer, options));
+    for (const { action } of faults) flipBit(action, offset, buffer);
+  }
+
+  protected async performWrite(offset: number, buffer: Uint8Array, options: WriteOptions | undefined): Promise<void> {
+    const faults = this.plan.match('write', offset, buffer.byteLength);
+    const flips = faults.filter(({ action }) => action.kind === 'flip-bit');
+    const bytes = flips.length > 0 ? buffer.slice() : buffer;
+    for (const { action } of flips) flipBit(action, offset, bytes);
+    await this.#through(faults, 'write', offset, buffer.byteLength, () => this.#next.write(offset, bytes, options));
+  }
+
+  protected async performFlush(options: IoOptions | undefined): Promise<void> {
+    await this.#through(this.plan.match('flush', 0, 0), 'flush', 0, 0, () => this.#next.flush(options));
+  }
+
+  protected async performDiscard(offset: number, length: number, options: IoOptions | undefined): Promise<void> {
+    const faults = this.plan.match('discard', offset, length);
+    await this.#through(faults, 'discard', offset, length, () => this.#next.discard(offset, length, options));
+  }
+
+  protected async performWriteZeroes(
+    offset: number,
+    length: number,
+    options: WriteZeroesOptions | undefined,
+  ): Promise<void> {
+    const faults = this.plan.match('writeZeroes', offset, length);
+    await this.#through(faults, 'writeZeroes', offset, length, () => this.#next.writeZeroes(offset, length, options));
+  }
+
+  protected performClose(): Promise<void> {
+    return this.#next.close();
+  }
+
+  async #through(
+    faults: readonly ActiveFault[],
+    operation: FaultOperation,
+    offset: number,
+    length: number,
+    perform: () => Promise<void>,
+  ): Promise<void> {
+    for (const fault of faults) {
+      const { action } = fault;
+      if (action.kind === 'hang') await fault.untilRemoved();
+      else if (action.kind === 'delay') await this.#wait(action.delayMs);
+    }
+    const errors = faults.map(({ action }) => action).filter((action) => action.kind === 'error');
+    const before = errors.find((error) => error.when !== 'after');
+    if (before !== undefined) throw this.#failure(before.errno ?? 'EIO', operation, offset, length);
+    await perform();
+    const after = errors[0];
+    if (after !== undefined) throw this.#failure(after.errno ?? 'EIO', operation, offset, length);
+  }
+
+  #wait(delayMs: number): Promise<void> {
+    const clock = this.#clock;
+    assert(clock !== undefined, 'a device with delays has a clock');
+    return new Promise((resolve) => clock.setTimer(delayMs, resolve));
+  }
+
+  #failure(errno: 'EIO' | 'ENOSPC', operation: FaultOperation, offset: number, length: number): HoldfastError {
+    const code = errno === 'ENOSPC' ? 'ERR_HOLDFAST_NO_SPACE' : 'ERR_HOLDFAST_IO';
+    return new HoldfastError(
+      code,
+      `${this.name}: ${operation} of ${length} bytes at ${offset} failed with ${errno}, as injected`,
+      { errno },
+    );
+  }
+}
+
+function flipBit(action: FaultAction, offset: number, bytes: Uint8Array): void {
+  if (action.kind !== 'flip-bit') return;
+  const at = (action.offset ?? offset) - offset;
+  if (at >= 0 && at < bytes.byteLength) bytes[at]! ^= 1 << (action.bit ?? 0);
+}

@@ -1,0 +1,110 @@
+import { expect, it } from 'vitest';
+import { statusText } from '../../lib/cli/status-text.ts';
+import { type DaemonStatus, daemonStatusSchema, isHealthy } from '../../lib/daemon/status.ts';
+
+const healthy: DaemonStatus = {
+  holdfast: 1,
+  release: '0.1.0',
+  cluster: 'office',
+  node: 'a',
+  pid: 7,
+  upMs: 3_700_000,
+  engine: { name: 'io_uring', reason: 'probed' },
+  links: [{ peer: 'b', state: 'Connected', path: '10.0.0.2:7700', roundTripMs: 0.214, problem: null }],
+  volumes: [
+    {
+      name: 'data',
+      id: '0d2c5b1e-7d0a-4d8c-9a9b-6f1d3b8f2c11',
+      sizeBytes: 100 * 1024 ** 3,
+      state: 'Online',
+      problems: [],
+      copies: [
+        { node: 'a', local: true, disk: 'UpToDate', device: '/dev/nvme0n1', outOfSyncBytes: 0 },
+        { node: 'b', local: false, disk: 'UpToDate', device: null, outOfSyncBytes: 0 },
+      ],
+      resync: null,
+      holder: 'a',
+      resyncedBytes: 0,
+    },
+  ],
+  exports: [{ name: 'data', address: 'unix:/run/data.nbd', target: 'volume data', readOnly: false, connections: 2 }],
+};
+
+it('a server in full health', () => {
+  expect(isHealthy(healthy)).toBe(true);
+  expect(`\n${statusText(healthy)}`).toBe(`
+  node: a of office, up 1 h 1 min, io_uring (probed)
+  links: b  Connected at 10.0.0.2:7700, 0.21 ms
+exports: data at unix:/run/data.nbd, volume data, 2 clients
+
+ volume: data, 100 GiB, access at a
+  state: Online
+ copies: a  UpToDate  /dev/nvme0n1
+         b  UpToDate
+`);
+});
+
+it('a server whose peer is away says what is wrong, what to do and under which code', () => {
+  const status: DaemonStatus = {
+    ...healthy,
+    links: [
+      {
+        peer: 'b',
+        state: 'Connecting',
+        path: null,
+        roundTripMs: null,
+        problem: { code: 'ERR_HOLDFAST_CONNECT_FAILED', message: '10.0.0.2:7700 refuses connections' },
+      },
+    ],
+    volumes: [
+      {
+        ...healthy.volumes[0]!,
+        state: 'Degraded',
+        problems: [
+          {
+            code: 'HOLDFAST_PEER_AWAY',
+            message: 'b is away; this node serves alone.',
+            action: 'Bring b back; it is resynchronised by itself.',
+          },
+        ],
+        copies: [
+          { node: 'a', local: true, disk: 'UpToDate', device: '/dev/nvme0n1', outOfSyncBytes: 0 },
+          { node: 'b', local: false, disk: 'Outdated', device: null, outOfSyncBytes: 5 * 1024 ** 2 },
+        ],
+      },
+    ],
+  };
+  expect(isHealthy(status)).toBe(false);
+  expect(daemonStatusSchema.parse(JSON.parse(JSON.stringify(status)))).toEqual(status);
+  expect(`\n${statusText(status)}`).toBe(`
+  node: a of office, up 1 h 1 min, io_uring (probed)
+  links: b  Connecting: 10.0.0.2:7700 refuses connections (ERR_HOLDFAST_CONNECT_FAILED)
+exports: data at unix:/run/data.nbd, volume data, 2 clients
+
+ volume: data, 100 GiB, access at a
+  state: Degraded
+ status: b is away; this node serves alone.
+ action: Bring b back; it is resynchronised by itself.
+    see: HOLDFAST_PEER_AWAY
+ copies: a  UpToDate  /dev/nvme0n1
+         b  Outdated, 5 MiB out of sync
+`);
+});
+
+it('a resync shows its direction, progress, rate and time to go', () => {
+  const volume = healthy.volumes[0]!;
+  const resync = {
+    role: 'SyncSource' as const,
+    peer: 'b',
+    doneBytes: 30 * 1024 ** 2,
+    totalBytes: 40 * 1024 ** 2,
+    bytesPerSecond: 10 * 1024 ** 2,
+    toGoMs: 1000,
+  };
+  expect(statusText({ ...healthy, volumes: [{ ...volume, resync }] })).toContain(
+    ' resync: SyncSource, to b: 75.0 %, 30 MiB of 40 MiB, 10 MiB/s, 1 s to go\n',
+  );
+  expect(statusText({ ...healthy, volumes: [{ ...volume, resync: { ...resync, toGoMs: null } }] })).toContain(
+    'time to go not known yet',
+  );
+});
