@@ -1,4 +1,5 @@
 /** The public face of Holdfast. */
+export { crc32c, crc32cBlocks, crc32cCombine, crc32cKernel } from './base/checksum.ts';
 export { HoldfastError, type HoldfastErrorCode, isHoldfastError } from './base/errors.ts';
 export type { NbdExport, NbdExportStats } from './nbd/export.ts';
 export {
@@ -17,3 +18,5 @@ export type {
   WriteZeroesOptions,
 } from './storage/block-device.ts';
 export { MemoryDevice, type MemoryDeviceOptions } from './storage/memory-device.ts';
+export { openRegion, type PersistMeans, type Region, type RegionOptions, regionBytesMax } from './storage/region.ts';
+export { type ProbeOptions, probeSignatures, type Signature } from './storage/signatures.ts';

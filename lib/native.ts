@@ -26,11 +26,62 @@ export interface NativeChecksum {
   selectKernel(name: string): boolean;
 }
 
+/** native/identify. Errors carry an errno's name as `code`. */
+export interface NativeIdentify {
+  /** Blocks a thread of the pool, not the loop. `libraryMissing` is empty, or says why libblkid cannot be used. */
+  probeSignatures(
+    path: string,
+    offset: number,
+    sizeBytes: number,
+  ): Promise<{ signatures: Record<string, string>[]; ambivalent: boolean; libraryMissing: string }>;
+  /** Of an open block device; ENOTTY for anything else. */
+  deviceGeometry(fd: number): NativeGeometry;
+  /**
+   * Where the next data at or after `offset` begin, −1 if only a hole is left. File systems that cannot tell call
+   * everything data. Moves the descriptor's position.
+   */
+  seekData(fd: number, offset: number): number;
+}
+
+/** What the kernel says of a block device (BLK… ioctls). `optimalIoBytes` is 0 where it has no opinion. */
+export interface NativeGeometry {
+  sizeBytes: number;
+  logicalBlockBytes: number;
+  physicalBlockBytes: number;
+  minimumIoBytes: number;
+  optimalIoBytes: number;
+  rotational: boolean;
+  readOnly: boolean;
+  /** Its number, as in /sys/dev/block/MAJOR:MINOR. */
+  major: number;
+  minor: number;
+}
+
+/** native/region. Errors carry an errno's name as `code`. */
+export interface NativeRegion {
+  /** `sizeBytes` 0: as long as the file is. */
+  open(path: string, sizeBytes: number, sizeLimitBytes: number, create: boolean): Promise<NativeOpenRegion>;
+  persist(handle: object, offset: number, length: number): Promise<void>;
+  /** At once, if this can be done without blocking; else false, and nothing has been done. */
+  persistDirect(handle: object, offset: number, length: number): boolean;
+  /** Detaches the buffer; the memory goes when nobody has it any more. */
+  close(handle: object): void;
+}
+
+export interface NativeOpenRegion {
+  handle: object;
+  buffer: ArrayBuffer;
+  sizeBytes: number;
+  means: 'map-sync' | 'msync';
+}
+
 /** native/ring. */
 export type NativeRing = Record<string, never>;
 
 export interface NativeAddon {
   readonly checksum: NativeChecksum;
+  readonly identify: NativeIdentify;
+  readonly region: NativeRegion;
   readonly ring: NativeRing;
 }
 

@@ -8,6 +8,8 @@
 //   to an environment: it travels as callback data, and an environment clean-up hook ends it. No globals that change,
 //   except those that are the same for all (the choice of a CRC kernel).
 #include "checksum/checksum.h"
+#include "identify/identify.h"
+#include "region/region.h"
 #include "ring/ring.h"
 #include "support/napi_support.h"
 
@@ -26,6 +28,8 @@ bool AddFolder(napi_env env, napi_value exports, const char* name, Registration 
 NAPI_MODULE_INIT() {
   using namespace holdfast;
   const bool complete = AddFolder(env, exports, "checksum", checksum::Register) &&
+                        AddFolder(env, exports, "identify", identify::Register) &&
+                        AddFolder(env, exports, "region", region::Register) &&
                         AddFolder(env, exports, "ring", ring::Register);
   if (!complete) support::ThrowPending(env, "the addon could not be initialised");
   return exports;

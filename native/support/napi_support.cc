@@ -20,10 +20,12 @@ napi_value ThrowType(napi_env env, const char* message) {
 }
 
 napi_value MakeErrnoError(napi_env env, int error, const char* call) {
-  char text[256];
-  snprintf(text, sizeof text, "%s: %s", call, uv_strerror(-error));
+  char name[64], description[128], text[256];
+  uv_err_name_r(-error, name, sizeof name);
+  uv_strerror_r(-error, description, sizeof description);
+  snprintf(text, sizeof text, "%s: %s", call, description);
   napi_value code, message, result;
-  if (napi_create_string_utf8(env, uv_err_name(-error), NAPI_AUTO_LENGTH, &code) != napi_ok ||
+  if (napi_create_string_utf8(env, name, NAPI_AUTO_LENGTH, &code) != napi_ok ||
       napi_create_string_utf8(env, text, NAPI_AUTO_LENGTH, &message) != napi_ok ||
       napi_create_error(env, code, message, &result) != napi_ok) {
     return nullptr;

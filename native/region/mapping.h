@@ -1,0 +1,74 @@
+// A file mapped into memory, shared and writable, whose bytes can be made to survive a power cut. Knows nothing of
+// Node.
+//
+// Invariants:
+// - The file is as long as the mapping and all of it is allocated, so that a store cannot meet a full disk (which
+//   would be SIGBUS). Its length and, if it is new, its name are durable before Open returns.
+// - The file is locked against other mappings of it from Open to ReleaseFile (flock: advisory).
+// - A failed sync is never retried: Persist fails for ever after it, because the kernel has marked those pages clean.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace holdfast::region {
+
+enum class Means {
+  kMapSync,  // DAX with MAP_SYNC: writing the processor's caches back is enough
+  kMsync,    // the page cache: msync
+};
+
+struct Failure {
+  int error = 0;  // an errno; 0 is success
+  const char* call = "";
+};
+
+class Mapping {
+ public:
+  Mapping() = default;
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  struct Options {
+    std::string path;
+    uint64_t size_bytes = 0;  // rounded up to whole pages; 0: as long as the file is
+    uint64_t size_limit_bytes = 0;
+    bool create = false;  // if there is no such file
+  };
+
+  // At most once. After a failure only destruction is allowed; a file that it created is removed again.
+  Failure Open(const Options& options);
+
+  // Returns when the range, as stored before the call, survives a power cut. 0 ≤ offset, offset + length ≤ size.
+  // Callable from any thread.
+  Failure Persist(size_t offset, size_t length);
+
+  // True if Persist of so many bytes is done in microseconds, without a system call.
+  bool IsDirect(size_t length) const;
+
+  // Closes the file and gives up its lock; the mapping stays.
+  void ReleaseFile();
+
+  // From now on destruction gives the pages back, but never the addresses: someone unknown may still use them.
+  void KeepAddresses() { keeps_addresses_ = true; }
+
+  uint8_t* data() const { return data_; }
+  size_t size() const { return size_; }
+  Means means() const { return means_; }
+
+ private:
+  Failure Size(const Options& options, bool created);
+  Failure Map();
+
+  int fd_ = -1;
+  uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+  Means means_ = Means::kMsync;
+  bool keeps_addresses_ = false;
+  std::atomic<int> sync_error_{0};
+};
+
+}  // namespace holdfast::region
