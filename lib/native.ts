@@ -75,8 +75,37 @@ export interface NativeOpenRegion {
   means: 'map-sync' | 'msync';
 }
 
-/** native/ring. */
-export type NativeRing = Record<string, never>;
+/** A ring of native/ring, opaque. */
+export type NativeRingHandle = { readonly nativeRing: unique symbol };
+
+/** native/ring: the binding of lib/storage/ring.ts, and what `fs` cannot ask of an open file. */
+export interface NativeRing {
+  /** `engine`: 0 is the thread pool, 1 io_uring. `error` is an errno, `stage` the call that failed. */
+  create(
+    memory: Uint8Array,
+    capacity: number,
+    engine: number,
+    threads: number,
+    onResults: (count: number) => void,
+  ):
+    | { handle: NativeRingHandle; deferTaskrun: boolean; coopTaskrun: boolean; threads: number; error?: undefined }
+    | { handle?: undefined; error: number; stage: string };
+  submit(ring: NativeRingHandle): void;
+  /** The slot, or a negative errno. The ring keeps a descriptor of its own until `removeFile`. */
+  addFile(ring: NativeRingHandle, fd: number): number;
+  removeFile(ring: NativeRingHandle, slot: number): void;
+  /** The index, or -1 if there are too many. */
+  addArena(ring: NativeRingHandle, bytes: Uint8Array): number;
+  removeArena(ring: NativeRingHandle, index: number): void;
+  /** Nothing may be in flight. */
+  close(ring: NativeRingHandle): void;
+  /** The address of the first byte modulo `alignment`. */
+  misalignment(bytes: Uint8Array, alignment: number): number;
+  /** 0, or an errno: EAGAIN if somebody else holds it. Released when the descriptor is closed. */
+  lockFile(fd: number, exclusive: boolean): number;
+  /** What direct I/O needs; zeros where it is not supported; undefined if the kernel does not say. */
+  directAlignment(fd: number): { memoryBytes: number; offsetBytes: number } | undefined;
+}
 
 export interface NativeAddon {
   readonly checksum: NativeChecksum;

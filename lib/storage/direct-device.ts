@@ -1,0 +1,804 @@
+/**
+ * DirectDevice: a block device or a file, read and written past the page cache, through the ring.
+ *
+ * It is the aligned core: offsets and lengths are whole logical blocks, and anything else is refused. `openDevice`
+ * (open-device.ts) serves unaligned requests on top of it.
+ *
+ * Memory: bytes leased from I/O memory (io-memory.ts) go to the device as they are; any other buffer is copied through a
+ * bounded pool of this module, big ones piece by piece.
+ *
+ * After a failed flush (or a failed write with force unit access) the kernel may have dropped what it could not write,
+ * and a second flush would find nothing to complain about (Rebello et al., USENIX ATC 2020). So this opening is done
+ * with writing: every later flush and change is refused with ERR_HOLDFAST_FLUSH_FAILED, reads go on, and what was
+ * written since the last good flush counts as lost.
+ */
+import { constants } from 'node:fs';
+import { type FileHandle, open, readFile, stat, unlink } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { HoldfastError, type HoldfastErrorCode, isHoldfastError, throwIfAborted } from '../base/errors.ts';
+import { native } from '../native.ts';
+import { type CountedStats, checkRange, isAligned, newStats } from './base-device.ts';
+import type {
+  BlockDevice,
+  DeviceStats,
+  Geometry,
+  IoOptions,
+  WriteOptions,
+  WriteZeroesOptions,
+} from './block-device.ts';
+import { arenaOf, type IoLease, IoMemory } from './io-memory.ts';
+import {
+  type EngineReport,
+  errnoName,
+  type Ring,
+  RingOperation,
+  type RingOptions,
+  RingRequest,
+  resultEndedEarly,
+  sharedRing,
+} from './ring.ts';
+
+export interface DirectDeviceOptions extends RingOptions {
+  /** Past the page cache: `auto` (default) where the file system lets us; `required`; or `off`. */
+  readonly direct?: 'auto' | 'required' | 'off';
+  readonly readOnly?: boolean;
+  /** Refuse to open what is mounted or held by others, and hold it. Default: when opened for writing. */
+  readonly exclusive?: boolean;
+  /** Make the file, which must not exist. Its blocks are allocated as they are written. */
+  readonly create?: { readonly sizeBytes: number };
+}
+
+export interface DirectReport extends EngineReport {
+  /** Requests go past the page cache. */
+  readonly direct: boolean;
+  /** Why so, in words. */
+  readonly directReason: string;
+}
+
+/** What was found when it was opened. */
+interface Opened {
+  readonly handle: FileHandle;
+  readonly isBlockDevice: boolean;
+  readonly direct: boolean;
+  readonly directReason: string;
+  /** Addresses of memory must be multiples of this. */
+  readonly memoryAlignmentBytes: number;
+  readonly geometry: Geometry;
+}
+
+const pieceBytes = 512 * 1024;
+const piecesAtOnce = 4;
+/** Zeroing and discarding go in steps, so that closing never waits for a whole disk. */
+const rangeStepBytes = 256 * 1024 * 1024;
+/** Of our own making, beside the ring's results. */
+const resultAborted = 2;
+const notSupported = new Set(['EOPNOTSUPP', 'ENOTSUP', 'ENOSYS', 'ENOTTY']);
+const noSpace = new Set(['ENOSPC', 'EDQUOT', 'EFBIG']);
+const operationNames: Record<number, string> = {
+  [RingOperation.read]: 'read',
+  [RingOperation.write]: 'write',
+  [RingOperation.writeFua]: 'write with force unit access',
+  [RingOperation.punchHole]: 'punching a hole',
+  [RingOperation.zeroRange]: 'zeroing',
+  [RingOperation.blockDiscard]: 'discard',
+  [RingOperation.blockZeroOut]: 'zeroing',
+};
+
+let copies: IoMemory | undefined;
+
+/** Where foreign buffers pass through. Separate from what applications lease, so that they cannot starve it. */
+function copyMemory(): IoMemory {
+  copies ??= new IoMemory({ totalBytes: 32 * 1024 * 1024, maxWaiters: 65_536 });
+  return copies;
+}
+
+/** A request on its way, kept in a free list of its device. */
+class DeviceRequest extends RingRequest {
+  readonly #device: DirectDevice;
+  resolve: () => void = nothing;
+  reject: (error: HoldfastError) => void = nothing;
+  /** Memory in between, and the buffer that it stands for. */
+  lease: IoLease | undefined;
+  target: Uint8Array | undefined;
+  signal: AbortSignal | undefined;
+  onAbort: (() => void) | undefined;
+  /** Of a bigger request, which counts itself. */
+  part = false;
+
+  constructor(device: DirectDevice) {
+    super();
+    this.#device = device;
+  }
+
+  settle(result: number): void {
+    this.#device[settled](this, result);
+  }
+}
+
+function nothing(): void {}
+
+const settled = Symbol('settled');
+
+// A promise's executor that allocates no closure: the constructor calls it at once, and the caller picks these up.
+let lastResolve: () => void = nothing;
+let lastReject: (error: HoldfastError) => void = nothing;
+const pickUp = (resolve: () => void, reject: (error: HoldfastError) => void) => {
+  lastResolve = resolve;
+  lastReject = reject;
+};
+
+export class DirectDevice implements BlockDevice {
+  readonly kind = 'direct';
+  readonly name: string;
+  readonly readOnly: boolean;
+  readonly geometry: Geometry;
+  readonly #opened: Opened;
+  readonly #ring: Ring;
+  readonly #slot: number;
+  readonly #sizeBytes: number;
+  readonly #blockMask: number;
+  readonly #memoryMask: number;
+  readonly #stats: CountedStats = newStats();
+  readonly #freeRequests: DeviceRequest[] = [];
+  #inFlight = 0;
+  #closing: Promise<void> | undefined;
+  #idle: (() => void) | undefined;
+  #flushFailure: HoldfastError | undefined;
+  /** Range operations that the device has been found not to do. */
+  readonly #unsupported = new Set<number>();
+
+  /** Made by `openDirectDevice`. */
+  constructor(path: string, readOnly: boolean, opened: Opened, ring: Ring) {
+    this.name = path;
+    this.readOnly = readOnly;
+    this.geometry = opened.geometry;
+    this.#opened = opened;
+    this.#ring = ring;
+    this.#slot = ring.addFile(opened.handle.fd);
+    this.#sizeBytes = opened.geometry.sizeBytes;
+    this.#blockMask = opened.geometry.logicalBlockBytes - 1;
+    this.#memoryMask = opened.memoryAlignmentBytes - 1;
+  }
+
+  /** Which engine serves it and whether past the page cache, with the reasons. */
+  engineReport(): DirectReport {
+    const { direct, directReason } = this.#opened;
+    return { ...this.#ring.report(), direct, directReason };
+  }
+
+  read(offset: number, buffer: Uint8Array, options?: IoOptions): Promise<void> {
+    return this.#transfer(RingOperation.read, offset, buffer, options?.signal);
+  }
+
+  write(offset: number, buffer: Uint8Array, options?: WriteOptions): Promise<void> {
+    const operation = options?.fua === true ? RingOperation.writeFua : RingOperation.write;
+    return this.#transfer(operation, offset, buffer, options?.signal);
+  }
+
+  async flush(options?: IoOptions): Promise<void> {
+    this.#admit(RingOperation.read, 0, 0, options?.signal);
+    if (this.#flushFailure !== undefined) throw this.#flushFailed();
+    if (!this.readOnly) await this.#send(RingOperation.flush, 0, 0, 0, 0, options?.signal);
+    this.#stats.flushes++;
+  }
+
+  async discard(offset: number, length: number, options?: IoOptions): Promise<void> {
+    this.#admit(RingOperation.write, offset, length, options?.signal);
+    const operation = this.#opened.isBlockDevice ? RingOperation.blockDiscard : RingOperation.punchHole;
+    if (this.geometry.discard) await this.#hold(() => this.#tryRange(operation, offset, length));
+    this.#stats.discards++;
+  }
+
+  async writeZeroes(offset: number, length: number, options?: WriteZeroesOptions): Promise<void> {
+    this.#admit(RingOperation.write, offset, length, options?.signal);
+    await this.#hold(async () => {
+      await this.#zero(offset, length, options?.mayUnmap ?? true);
+      if (options?.fua === true) await this.#send(RingOperation.flush, 0, 0, 0, 0, undefined);
+    });
+    this.#stats.writes++;
+    this.#stats.writtenBytes += length;
+  }
+
+  stats(): DeviceStats {
+    return { ...this.#stats };
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #close(): Promise<void> {
+    if (this.#inFlight > 0) {
+      await new Promise<void>((resolve) => {
+        this.#idle = resolve;
+      });
+    }
+    this.#ring.removeFile(this.#slot);
+    await this.#opened.handle.close();
+  }
+
+  // ── Admission ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** Throws what is wrong with a request, before anything is done. */
+  #admit(operation: number, offset: number, length: number, signal: AbortSignal | undefined): void {
+    if (this.#closing !== undefined)
+      throw new HoldfastError('ERR_HOLDFAST_CLOSED', `${this.name} is closed; open it again`);
+    checkRange(this.name, this.#sizeBytes, offset, length);
+    if (operation !== RingOperation.read) {
+      if (this.readOnly)
+        throw new HoldfastError('ERR_HOLDFAST_READ_ONLY', `${this.name} is open read-only; open it for writing`);
+      if (this.#flushFailure !== undefined) throw this.#flushFailed();
+    }
+    throwIfAborted(signal, `a request to ${this.name}`);
+    if (length > 0 && !isAligned(offset, length, this.#blockMask + 1))
+      throw new HoldfastError(
+        'ERR_HOLDFAST_BAD_ARGUMENT',
+        `${this.name}: ${length} bytes at ${offset} are not whole blocks of ${this.#blockMask + 1}; open it with openDevice`,
+      );
+  }
+
+  #flushFailed(): HoldfastError {
+    return new HoldfastError(
+      'ERR_HOLDFAST_FLUSH_FAILED',
+      `${this.name}: a flush failed, so what was written since the last good one counts as lost; ` +
+        'check the device, open it again and restore from another copy',
+      { cause: this.#flushFailure },
+    );
+  }
+
+  /** Keeps `close` waiting while a request of several steps is on its way. */
+  async #hold(work: () => Promise<unknown>): Promise<void> {
+    this.#inFlight++;
+    try {
+      await work();
+    } finally {
+      this.#letGo();
+    }
+  }
+
+  #letGo(): void {
+    this.#inFlight--;
+    if (this.#inFlight === 0) this.#idle?.();
+  }
+
+  // ── Reads and writes ─────────────────────────────────────────────────────────────────────────────────────────────
+
+  #transfer(operation: number, offset: number, buffer: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+    const length = buffer.byteLength;
+    try {
+      this.#admit(operation, offset, length, signal);
+    } catch (error) {
+      return Promise.reject(error);
+    }
+    if (length === 0) {
+      this.#count(operation, 0);
+      return Promise.resolve();
+    }
+    const arena = arenaOf(buffer);
+    if (arena !== undefined) {
+      const at = buffer.byteOffset - arena.start;
+      if ((at & this.#memoryMask) === 0)
+        return this.#send(operation, offset, length, this.#ring.arenaIndex(arena), at, signal);
+    }
+    if (length > pieceBytes) return this.#transferInPieces(operation, offset, buffer);
+    const lease = copyMemory().tryLease(length);
+    if (lease === undefined) return this.#copyLater(operation, offset, buffer, signal);
+    return this.#submit(this.#copyRequest(operation, offset, buffer, lease), signal);
+  }
+
+  #copyRequest(operation: number, offset: number, buffer: Uint8Array, lease: IoLease): DeviceRequest {
+    const arena = arenaOf(lease.bytes)!;
+    const request = this.#newRequest(operation, offset, buffer.byteLength);
+    request.arena = this.#ring.arenaIndex(arena);
+    request.arenaOffset = lease.bytes.byteOffset - arena.start;
+    request.lease = lease;
+    if (operation === RingOperation.read) request.target = buffer;
+    else lease.bytes.set(buffer);
+    return request;
+  }
+
+  async #copyLater(
+    operation: number,
+    offset: number,
+    buffer: Uint8Array,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    await this.#hold(async () => {
+      const lease = await copyMemory().leaseWhenFree(buffer.byteLength, { signal });
+      await this.#submit(this.#copyRequest(operation, offset, buffer, lease), signal);
+    });
+  }
+
+  /** A few pieces at a time. Waits for all of them even if one fails: the buffer is the caller's again afterwards. */
+  #transferInPieces(operation: number, offset: number, buffer: Uint8Array): Promise<void> {
+    return this.#hold(async () => {
+      let next = 0;
+      let failed = false;
+      const worker = async () => {
+        while (next < buffer.byteLength && !failed) {
+          const start = next;
+          next += pieceBytes;
+          const piece = buffer.subarray(start, start + pieceBytes);
+          try {
+            await this.#copyPiece(operation, offset + start, piece);
+          } catch (error) {
+            failed = true;
+            throw error;
+          }
+        }
+      };
+      const outcomes = await Promise.allSettled(Array.from({ length: piecesAtOnce }, worker));
+      const bad = outcomes.find((outcome) => outcome.status === 'rejected');
+      if (bad !== undefined) throw bad.reason;
+      this.#count(operation, buffer.byteLength);
+    });
+  }
+
+  async #copyPiece(operation: number, offset: number, piece: Uint8Array): Promise<void> {
+    const lease = await copyMemory().leaseWhenFree(piece.byteLength);
+    const request = this.#copyRequest(operation, offset, piece, lease);
+    request.part = true;
+    await this.#submit(request, undefined);
+  }
+
+  // ── Zeroing and discarding ───────────────────────────────────────────────────────────────────────────────────────
+
+  async #zero(offset: number, length: number, mayUnmap: boolean): Promise<void> {
+    if (length === 0) return;
+    const { isBlockDevice } = this.#opened;
+    if (mayUnmap && (await this.#tryRange(RingOperation.punchHole, offset, length))) return;
+    const keeping = isBlockDevice ? RingOperation.blockZeroOut : RingOperation.zeroRange;
+    if (await this.#tryRange(keeping, offset, length)) return;
+    await this.#writeZerosByHand(offset, length);
+  }
+
+  /** False if the device does not do this; it is not asked again. */
+  async #tryRange(operation: number, offset: number, length: number): Promise<boolean> {
+    if (this.#unsupported.has(operation)) return false;
+    for (let done = 0; done < length; done += rangeStepBytes) {
+      try {
+        await this.#send(operation, offset + done, Math.min(rangeStepBytes, length - done), 0, 0, undefined);
+      } catch (error) {
+        if (!isHoldfastError(error, 'ERR_HOLDFAST_NOT_SUPPORTED')) throw error;
+        this.#unsupported.add(operation);
+        return false;
+      }
+    }
+    return true;
+  }
+
+  async #writeZerosByHand(offset: number, length: number): Promise<void> {
+    const lease = await copyMemory().leaseWhenFree(Math.min(length, pieceBytes));
+    try {
+      lease.bytes.fill(0);
+      const arena = arenaOf(lease.bytes)!;
+      for (let done = 0; done < length; done += pieceBytes) {
+        const request = this.#newRequest(RingOperation.write, offset + done, Math.min(pieceBytes, length - done));
+        request.arena = this.#ring.arenaIndex(arena);
+        request.arenaOffset = lease.bytes.byteOffset - arena.start;
+        request.part = true;
+        await this.#submit(request, undefined);
+      }
+    } finally {
+      lease.release();
+    }
+  }
+
+  // ── One operation ────────────────────────────────────────────────────────────────────────────────────────────────
+
+  #send(
+    operation: number,
+    offset: number,
+    length: number,
+    arena: number,
+    arenaOffset: number,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const request = this.#newRequest(operation, offset, length);
+    request.arena = arena;
+    request.arenaOffset = arenaOffset;
+    return this.#submit(request, signal);
+  }
+
+  #newRequest(operation: number, offset: number, length: number): DeviceRequest {
+    const request = this.#freeRequests.pop() ?? new DeviceRequest(this);
+    request.slot = this.#slot;
+    request.operation = operation;
+    request.offset = offset;
+    request.length = length;
+    return request;
+  }
+
+  #submit(request: DeviceRequest, signal: AbortSignal | undefined): Promise<void> {
+    const promise = new Promise<void>(pickUp);
+    request.resolve = lastResolve;
+    request.reject = lastReject;
+    this.#inFlight++;
+    let sent: boolean;
+    try {
+      sent = this.#ring.submit(request);
+    } catch (error) {
+      this.#finish(request);
+      return Promise.reject(error);
+    }
+    if (!sent && signal !== undefined) {
+      request.signal = signal;
+      request.onAbort = () => {
+        if (this.#ring.withdraw(request)) request.settle(resultAborted);
+      };
+      signal.addEventListener('abort', request.onAbort, { once: true });
+    }
+    return promise;
+  }
+
+  [settled](request: DeviceRequest, result: number): void {
+    const { operation, length, resolve, reject } = request;
+    if (result === 0) {
+      if (request.target !== undefined) request.target.set(request.lease!.bytes);
+      if (!request.part) this.#count(operation, length);
+      this.#finish(request);
+      resolve();
+      return;
+    }
+    const error = this.#errorOf(request, result);
+    if (error.code === 'ERR_HOLDFAST_FLUSH_FAILED') this.#flushFailure ??= error;
+    if (error.code !== 'ERR_HOLDFAST_ABORTED' && error.code !== 'ERR_HOLDFAST_NOT_SUPPORTED') this.#stats.errors++;
+    this.#finish(request);
+    reject(error);
+  }
+
+  #finish(request: DeviceRequest): void {
+    if (request.signal !== undefined) {
+      request.signal.removeEventListener('abort', request.onAbort!);
+      request.signal = undefined;
+      request.onAbort = undefined;
+    }
+    if (request.lease !== undefined) {
+      request.lease.release();
+      request.lease = undefined;
+      request.target = undefined;
+    }
+    request.part = false;
+    request.resolve = nothing;
+    request.reject = nothing;
+    this.#freeRequests.push(request);
+    this.#letGo();
+  }
+
+  #count(operation: number, length: number): void {
+    const stats = this.#stats;
+    if (operation === RingOperation.read) {
+      stats.reads++;
+      stats.readBytes += length;
+    } else if (operation <= RingOperation.writeFua) {
+      stats.writes++;
+      stats.writtenBytes += length;
+    }
+  }
+
+  #errorOf(request: DeviceRequest, result: number): HoldfastError {
+    const { operation, offset, length, signal } = request;
+    const where =
+      operation === RingOperation.flush ? 'flush' : `${operationNames[operation]} of ${length} at ${offset}`;
+    const what = `${this.name}: ${where}`;
+    if (result === resultAborted)
+      return new HoldfastError('ERR_HOLDFAST_ABORTED', `${what} was cancelled`, { cause: signal?.reason });
+    if (result === resultEndedEarly)
+      return new HoldfastError('ERR_HOLDFAST_IO', `${what} met the device's end; it has become smaller: open it again`);
+    const errno = errnoName(result);
+    const losesWrites =
+      operation === RingOperation.flush || (operation === RingOperation.writeFua && !noSpace.has(errno));
+    if (losesWrites)
+      return new HoldfastError(
+        'ERR_HOLDFAST_FLUSH_FAILED',
+        `${what} failed: ${errno}; what was written since the last good flush counts as lost: ` +
+          'check the device, open it again and restore from another copy',
+        { errno },
+      );
+    if (noSpace.has(errno))
+      return new HoldfastError('ERR_HOLDFAST_NO_SPACE', `${what} failed: ${errno}; free space below it`, { errno });
+    if (operation > RingOperation.flush && notSupported.has(errno))
+      return new HoldfastError('ERR_HOLDFAST_NOT_SUPPORTED', `${what}: the device does not do this`, { errno });
+    return new HoldfastError('ERR_HOLDFAST_IO', `${what} failed: ${errno}; check the device and the kernel's log`, {
+      errno,
+    });
+  }
+}
+
+// ── Opening ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const assumedBlockBytes = 4096;
+const plainBlockBytes = 512;
+const preferredIoBytes = 128 * 1024;
+
+/** Codes for what the operating system says when a device is opened, and what to do about it. */
+const openErrors: Record<string, readonly [HoldfastErrorCode, string]> = {
+  ENOENT: ['ERR_HOLDFAST_NOT_FOUND', 'check the path, or make the file with `create`'],
+  ENOTDIR: ['ERR_HOLDFAST_NOT_FOUND', 'check the path'],
+  ENXIO: ['ERR_HOLDFAST_NOT_FOUND', 'there is no device behind it'],
+  EACCES: ['ERR_HOLDFAST_ACCESS', 'change its permissions, or run as a user who may open it'],
+  EPERM: ['ERR_HOLDFAST_ACCESS', 'change its permissions, or run as a user who may open it'],
+  EROFS: ['ERR_HOLDFAST_READ_ONLY', 'open it with readOnly'],
+  EBUSY: ['ERR_HOLDFAST_DEVICE_BUSY', 'it is mounted or held by another program: unmount it (lsblk shows who)'],
+  EEXIST: ['ERR_HOLDFAST_DEVICE_EXISTS', 'open it without `create`, or remove it first'],
+  ENOSPC: ['ERR_HOLDFAST_NO_SPACE', 'free some space'],
+  EDQUOT: ['ERR_HOLDFAST_NO_SPACE', 'free some space'],
+  EFBIG: ['ERR_HOLDFAST_NO_SPACE', 'the file system does not hold files of this size'],
+};
+
+function openError(path: string, what: string, cause: unknown): HoldfastError {
+  const errno = errnoOf(cause) ?? 'unknown error';
+  const [code, mend] = openErrors[errno] ?? ['ERR_HOLDFAST_IO', "check the device and the kernel's log"];
+  return new HoldfastError(code, `${path}: ${what} failed: ${errno}; ${mend}`, { cause, errno });
+}
+
+function errnoOf(error: unknown): string | undefined {
+  const code = (error as NodeJS.ErrnoException | undefined)?.code;
+  return typeof code === 'string' ? code : undefined;
+}
+
+function badArgument(message: string): HoldfastError {
+  return new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', message);
+}
+
+/**
+ * Opens a block device or a file for direct I/O; see DirectDeviceOptions.
+ *
+ * @throws HoldfastError ERR_HOLDFAST_NOT_FOUND, _ACCESS, _READ_ONLY, _DEVICE_BUSY (mounted, or held by another opening),
+ *   _DEVICE_EXISTS (`create`), _NO_SPACE, _NOT_SUPPORTED (`direct: 'required'`, an engine that cannot be had),
+ *   _BAD_ARGUMENT (neither device nor file; a size that is not whole blocks), _IO.
+ */
+export async function openDirectDevice(path: string, options: DirectDeviceOptions = {}): Promise<DirectDevice> {
+  checkOptions(path, options);
+  const ring = sharedRing(options);
+  if (options.create !== undefined) await createFile(path, options.create.sizeBytes);
+  try {
+    return await openExisting(path, options, ring);
+  } catch (error) {
+    if (options.create !== undefined) await unlink(path).catch(nothing);
+    throw error;
+  }
+}
+
+function checkOptions(path: string, options: DirectDeviceOptions): void {
+  const { direct = 'auto', create } = options;
+  if (!['auto', 'required', 'off'].includes(direct))
+    throw badArgument(`direct is "${String(direct)}"; it must be auto, required or off`);
+  if (create === undefined) return;
+  if (options.readOnly === true) throw badArgument(`${path}: create and readOnly exclude each other`);
+  const { sizeBytes } = create;
+  if (!Number.isSafeInteger(sizeBytes) || sizeBytes <= 0 || sizeBytes % assumedBlockBytes !== 0)
+    throw badArgument(`${path}: create.sizeBytes ${sizeBytes} must be a multiple of ${assumedBlockBytes}, not zero`);
+}
+
+/** The file's name is durable when this returns. */
+async function createFile(path: string, sizeBytes: number): Promise<void> {
+  let made = false;
+  try {
+    await using file = await open(path, 'wx', 0o600);
+    made = true;
+    await file.truncate(sizeBytes);
+    await file.sync();
+    await using folder = await open(dirname(path), 'r');
+    await folder.sync();
+  } catch (error) {
+    if (made) await unlink(path).catch(nothing);
+    throw openError(path, 'creating it', error);
+  }
+}
+
+async function openExisting(path: string, options: DirectDeviceOptions, ring: Ring): Promise<DirectDevice> {
+  const readOnly = options.readOnly ?? false;
+  const exclusive = options.exclusive ?? !readOnly;
+  const direct = options.direct ?? 'auto';
+  const found = await stat(path).catch((error: unknown) => {
+    throw openError(path, 'opening it', error);
+  });
+  if (!found.isBlockDevice() && !found.isFile())
+    throw badArgument(`${path} is neither a block device nor a regular file; name one of these`);
+  const isBlockDevice = found.isBlockDevice();
+  const flags =
+    (readOnly ? constants.O_RDONLY : constants.O_RDWR) | (isBlockDevice && exclusive ? constants.O_EXCL : 0);
+  const access = direct === 'off' ? notDirect('switched off by the option direct') : await tryDirect(path, flags);
+  if (direct === 'required' && !access.direct)
+    throw new HoldfastError('ERR_HOLDFAST_NOT_SUPPORTED', `${path}: ${access.reason}; use direct: 'auto'`);
+  const handle = await openFile(path, access.direct ? flags | constants.O_DIRECT : flags);
+  try {
+    if (!isBlockDevice && exclusive) lock(path, handle, !readOnly);
+    const geometry = await readGeometry(path, handle, isBlockDevice, access.blockBytes, readOnly ? undefined : ring);
+    const opened: Opened = {
+      handle,
+      isBlockDevice,
+      direct: access.direct,
+      directReason: access.reason,
+      memoryAlignmentBytes: access.memoryBytes,
+      geometry,
+    };
+    return new DirectDevice(path, readOnly, opened, ring);
+  } catch (error) {
+    await handle.close();
+    throw error;
+  }
+}
+
+async function openFile(path: string, flags: number): Promise<FileHandle> {
+  try {
+    return await open(path, flags);
+  } catch (error) {
+    throw openError(path, 'opening it', error);
+  }
+}
+
+interface Access {
+  readonly direct: boolean;
+  readonly reason: string;
+  readonly blockBytes: number;
+  readonly memoryBytes: number;
+}
+
+function notDirect(reason: string): Access {
+  return { direct: false, reason, blockBytes: plainBlockBytes, memoryBytes: 1 };
+}
+
+/** Whether the file can be read past the page cache, shown by doing it. */
+async function tryDirect(path: string, flags: number): Promise<Access> {
+  let handle: FileHandle;
+  try {
+    handle = await open(path, flags | constants.O_DIRECT);
+  } catch (error) {
+    if (errnoOf(error) !== 'EINVAL') throw openError(path, 'opening it', error);
+    return notDirect('the file system has no direct I/O (open with O_DIRECT says EINVAL)');
+  }
+  try {
+    const { blockBytes, memoryBytes } = await directAlignment(handle);
+    if (blockBytes === 0) return notDirect('the file system has no direct I/O for this file (statx says so)');
+    using lease = await copyMemory().leaseWhenFree(blockBytes);
+    await handle.read(lease.bytes, 0, blockBytes, 0);
+    return { direct: true, reason: 'the file system offers it', blockBytes, memoryBytes };
+  } catch (error) {
+    if (errnoOf(error) !== 'EINVAL') throw openError(path, 'reading its first block', error);
+    return notDirect('the file system refuses a direct read (EINVAL)');
+  } finally {
+    await handle.close();
+  }
+}
+
+/** What the kernel tells; before kernel 6.1, what the disk below needs. */
+async function directAlignment(handle: FileHandle): Promise<{ blockBytes: number; memoryBytes: number }> {
+  const { fd } = handle;
+  const found = await handle.stat({ bigint: true });
+  if (found.isBlockDevice()) {
+    const { logicalBlockBytes } = native().identify.deviceGeometry(fd);
+    return { blockBytes: logicalBlockBytes, memoryBytes: Math.min(logicalBlockBytes, 4096) };
+  }
+  const told = native().ring.directAlignment(fd);
+  if (told !== undefined)
+    return { blockBytes: told.offsetBytes === 0 ? 0 : Math.max(512, told.offsetBytes), memoryBytes: told.memoryBytes };
+  const below = Number(await readQueue(found.dev, 'logical_block_size'));
+  const blockBytes = Number.isInteger(Math.log2(below)) ? Math.max(512, below) : assumedBlockBytes;
+  return { blockBytes, memoryBytes: blockBytes };
+}
+
+function lock(path: string, handle: FileHandle, forWriting: boolean): void {
+  const result = native().ring.lockFile(handle.fd, forWriting);
+  if (result === 0) return;
+  const errno = errnoName(-result);
+  if (errno === 'EAGAIN' || errno === 'EACCES')
+    throw new HoldfastError(
+      'ERR_HOLDFAST_DEVICE_BUSY',
+      `${path} is held by another program or another opening; close that first (lsof ${path} shows who)`,
+      { errno },
+    );
+  throw new HoldfastError('ERR_HOLDFAST_NOT_SUPPORTED', `${path} cannot be locked (${errno}); use exclusive: false`, {
+    errno,
+  });
+}
+
+/** An attribute of the disk's queue; undefined where the kernel does not tell. A partition asks its disk. */
+async function readQueue(device: bigint, attribute: string): Promise<string | undefined> {
+  const major = ((device >> 8n) & 0xfffn) | ((device >> 32n) & ~0xfffn);
+  const minor = (device & 0xffn) | ((device >> 12n) & ~0xffn);
+  for (const queue of ['queue', '../queue']) {
+    try {
+      return (await readFile(`/sys/dev/block/${major}:${minor}/${queue}/${attribute}`, 'utf8')).trim();
+    } catch {
+      // The next place.
+    }
+  }
+  return undefined;
+}
+
+async function readGeometry(
+  path: string,
+  handle: FileHandle,
+  isBlockDevice: boolean,
+  blockBytes: number,
+  ring: Ring | undefined,
+): Promise<Geometry> {
+  const geometry = isBlockDevice ? await readBlockGeometry(handle) : await readFileGeometry(handle, blockBytes, ring);
+  const { sizeBytes, logicalBlockBytes } = geometry;
+  if (sizeBytes === 0) throw badArgument(`${path} is empty; give it a size (truncate -s), or remove it and use create`);
+  if (sizeBytes % logicalBlockBytes !== 0)
+    throw badArgument(
+      `${path} has ${sizeBytes} bytes, which are not whole blocks of ${logicalBlockBytes}; ` +
+        `make it a multiple (truncate -s %${logicalBlockBytes}, on a copy if the end must stay)`,
+    );
+  return geometry;
+}
+
+async function readBlockGeometry(handle: FileHandle): Promise<Geometry> {
+  const told = native().identify.deviceGeometry(handle.fd);
+  const { rdev } = await handle.stat({ bigint: true });
+  const physicalBlockBytes = Math.max(told.physicalBlockBytes, told.logicalBlockBytes);
+  // Where the kernel does not tell: ask for it and see, and flush.
+  return {
+    sizeBytes: told.sizeBytes,
+    logicalBlockBytes: told.logicalBlockBytes,
+    physicalBlockBytes,
+    optimalIoBytes: roundUp(told.optimalIoBytes || preferredIoBytes, physicalBlockBytes),
+    rotational: told.rotational,
+    discard: (await readQueue(rdev, 'discard_max_bytes')) !== '0',
+    writeZeroes: (await readQueue(rdev, 'write_zeroes_max_bytes')) !== '0',
+    volatileCache: (await readQueue(rdev, 'write_cache')) !== 'write through',
+  };
+}
+
+async function readFileGeometry(handle: FileHandle, blockBytes: number, ring: Ring | undefined): Promise<Geometry> {
+  const found = await handle.stat({ bigint: true });
+  const sizeBytes = Number(found.size);
+  const preferred = Number(found.blksize);
+  const isPowerOfTwo = Number.isInteger(Math.log2(preferred)) && preferred <= 65_536;
+  const physicalBlockBytes = Math.max(blockBytes, isPowerOfTwo ? preferred : assumedBlockBytes);
+  const punches = ring !== undefined && (await canPunchHoles(ring, handle.fd, roundUp(sizeBytes, physicalBlockBytes)));
+  return {
+    sizeBytes,
+    logicalBlockBytes: blockBytes,
+    physicalBlockBytes,
+    optimalIoBytes: roundUp(preferredIoBytes, physicalBlockBytes),
+    rotational: (await readQueue(found.dev, 'rotational')) === '1',
+    discard: punches,
+    writeZeroes: punches,
+    volatileCache: true,
+  };
+}
+
+function roundUp(value: number, multiple: number): number {
+  return Math.ceil(value / multiple) * multiple;
+}
+
+class ProbeRequest extends RingRequest {
+  readonly over: Promise<number>;
+  #resolve: (result: number) => void = nothing;
+
+  constructor() {
+    super();
+    this.over = new Promise((resolve) => {
+      this.#resolve = resolve;
+    });
+  }
+
+  settle(result: number): void {
+    this.#resolve(result);
+  }
+}
+
+/** Asked beyond the file's end, where there is nothing to lose. */
+async function canPunchHoles(ring: Ring, fd: number, offset: number): Promise<boolean> {
+  const slot = ring.addFile(fd);
+  try {
+    const request = new ProbeRequest();
+    request.operation = RingOperation.punchHole;
+    request.slot = slot;
+    request.offset = offset;
+    request.length = assumedBlockBytes;
+    ring.submit(request);
+    return (await request.over) === 0;
+  } finally {
+    ring.removeFile(slot);
+  }
+}

@@ -1,0 +1,361 @@
+/**
+ * The ring: where all direct I/O of one event loop goes through. Requests become fixed-width entries in shared memory;
+ * one native call a tick hands them over; one call back a batch brings the results. native/ring is the other half, and
+ * native/ring/operation.h has the layout.
+ *
+ * Invariants:
+ * - At most `capacity` operations are in flight; further ones are parked, at most `maxQueued`; beyond that a request is
+ *   refused, before anything is done.
+ * - A request settles exactly once. Its memory is not touched by the device afterwards.
+ * - While native calls back (`reaping`), it takes the entries itself when the continuations have run; otherwise a
+ *   microtask hands them over.
+ */
+import { readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { getSystemErrorName } from 'node:util';
+import { assert, HoldfastError } from '../base/errors.ts';
+import { type NativeRing, type NativeRingHandle, native } from '../native.ts';
+import type { IoArena } from './io-memory.ts';
+
+export type EngineName = 'io_uring' | 'threads';
+
+export interface RingOptions {
+  /** Default `auto`: io_uring where the kernel lets us, else threads. HOLDFAST_ENGINE says what `auto` is. */
+  readonly engine?: EngineName | 'auto';
+  /** Operations in flight at once, default 256, at most 4096. */
+  readonly capacity?: number;
+  /** Requests that may wait for a place, default 16384. */
+  readonly maxQueued?: number;
+  /** Of the thread-pool engine; default twice the processors, 4 to 16. */
+  readonly threads?: number;
+}
+
+export interface EngineReport {
+  readonly engine: EngineName;
+  /** Why this one, in words. */
+  readonly reason: string;
+  readonly capacity: number;
+  readonly threads: number;
+  /** What the kernel offered and is in use: `defer-taskrun`, `coop-taskrun`. */
+  readonly features: readonly string[];
+}
+
+export const RingOperation = {
+  read: 1,
+  write: 2,
+  writeFua: 3,
+  flush: 4,
+  punchHole: 5,
+  zeroRange: 6,
+  blockDiscard: 7,
+  blockZeroOut: 8,
+} as const;
+
+/** Results: 0 is success, negative ones are errnos. */
+export const resultEndedEarly = 1;
+
+/** One request: a record that its owner fills in, keeps and may use again once it has settled. */
+export abstract class RingRequest {
+  operation = 0;
+  slot = 0;
+  /** On the device, in bytes. */
+  offset = 0;
+  /** Of the memory or, for range operations, on the device, in bytes. */
+  length = 0;
+  /** Index of the arena in this ring, and the place in it. */
+  arena = 0;
+  arenaOffset = 0;
+
+  /** 0, a negative errno, or `resultEndedEarly`. Must not throw. */
+  abstract settle(result: number): void;
+}
+
+const headerBytes = 64;
+const entryBytes = 32;
+const resultBytes = 8;
+const headerEntries = 0;
+const headerReaping = 1;
+const resolved = Promise.resolve();
+
+let nextOrdinal = 0;
+
+export class Ring {
+  readonly #native: NativeRing;
+  readonly #handle: NativeRingHandle;
+  readonly #report: EngineReport;
+  readonly #ordinal = nextOrdinal++;
+  readonly #capacity: number;
+  readonly #maxQueued: number;
+  readonly #words: Uint32Array;
+  readonly #floats: Float64Array;
+  readonly #results: Int32Array;
+  /** In flight, by operation id. */
+  readonly #requests: (RingRequest | undefined)[];
+  readonly #freeIds: Uint32Array;
+  #freeCount: number;
+  #parked: RingRequest[] = [];
+  #parkedHead = 0;
+  readonly #flush: () => void;
+  #closed = false;
+
+  /** Made by `openRing`. */
+  constructor(engine: EngineName, reason: string, settings: Required<RingOptions>) {
+    const { capacity, maxQueued, threads } = settings;
+    this.#native = native().ring;
+    this.#capacity = capacity;
+    this.#maxQueued = maxQueued;
+    const size = headerBytes + capacity * (entryBytes + resultBytes);
+    const memory = new SharedArrayBuffer(size);
+    this.#words = new Uint32Array(memory);
+    this.#floats = new Float64Array(memory);
+    this.#results = new Int32Array(memory, headerBytes + capacity * entryBytes);
+    this.#requests = new Array<RingRequest | undefined>(capacity).fill(undefined);
+    this.#freeIds = Uint32Array.from({ length: capacity }, (_, index) => capacity - 1 - index);
+    this.#freeCount = capacity;
+    this.#flush = () => this.#handOver();
+    const engineNumber = engine === 'io_uring' ? 1 : 0;
+    const onResults = (count: number) => this.#onResults(count);
+    const made = this.#native.create(new Uint8Array(memory), capacity, engineNumber, threads, onResults);
+    if (made.handle === undefined) throw new EngineRefusal(made.error, made.stage);
+    this.#handle = made.handle;
+    const features = [...(made.deferTaskrun ? ['defer-taskrun'] : []), ...(made.coopTaskrun ? ['coop-taskrun'] : [])];
+    this.#report = { engine, reason, capacity, threads: made.threads, features };
+  }
+
+  report(): EngineReport {
+    return this.#report;
+  }
+
+  get inFlight(): number {
+    return this.#capacity - this.#freeCount;
+  }
+
+  get queued(): number {
+    return this.#parked.length - this.#parkedHead;
+  }
+
+  /** Makes an open file known, under a descriptor of the ring's own. Throws ERR_HOLDFAST_QUEUE_FULL if it cannot. */
+  addFile(fd: number): number {
+    const slot = this.#native.addFile(this.#handle, fd);
+    if (slot >= 0) return slot;
+    const errno = errnoName(slot);
+    throw new HoldfastError(
+      'ERR_HOLDFAST_QUEUE_FULL',
+      `no more open files (${errno}); close some devices, or raise the limit (ulimit -n)`,
+      { errno },
+    );
+  }
+
+  /** Nothing may be in flight on it. */
+  removeFile(slot: number): void {
+    this.#native.removeFile(this.#handle, slot);
+  }
+
+  /** The index of the arena in this ring. */
+  arenaIndex(arena: IoArena): number {
+    return arena.ringIndexes[this.#ordinal] ?? this.#addArena(arena);
+  }
+
+  #addArena(arena: IoArena): number {
+    const index = this.#native.addArena(this.#handle, arena.bytes);
+    if (index < 0)
+      throw new HoldfastError('ERR_HOLDFAST_MEMORY_EXHAUSTED', 'too many arenas of I/O memory in one ring');
+    arena.ringIndexes[this.#ordinal] = index;
+    arena.detachers.push(() => this.#native.removeArena(this.#handle, index));
+    return index;
+  }
+
+  /**
+   * Sends the request, or parks it until there is a place.
+   *
+   * @returns false if it is parked: it may still be withdrawn.
+   * @throws HoldfastError ERR_HOLDFAST_QUEUE_FULL if `maxQueued` requests are parked already.
+   */
+  submit(request: RingRequest): boolean {
+    if (this.#freeCount > 0) {
+      this.#write(request);
+      return true;
+    }
+    if (this.queued >= this.#maxQueued)
+      throw new HoldfastError(
+        'ERR_HOLDFAST_QUEUE_FULL',
+        `${this.#capacity} requests are in flight and ${this.#maxQueued} wait; wait for some to finish, or raise maxQueued`,
+      );
+    this.#parked.push(request);
+    return false;
+  }
+
+  /** Takes a parked request back, unsettled. False if it is in flight or over. */
+  withdraw(request: RingRequest): boolean {
+    const at = this.#parked.indexOf(request, this.#parkedHead);
+    if (at < 0) return false;
+    this.#parked.splice(at, 1);
+    return true;
+  }
+
+  /** Lets go of the native side. Nothing may be in flight. */
+  close(): void {
+    if (this.#closed) return;
+    assert(this.inFlight === 0 && this.queued === 0, 'a ring is closed once nothing is in flight');
+    this.#closed = true;
+    this.#native.close(this.#handle);
+  }
+
+  #write(request: RingRequest): void {
+    const words = this.#words;
+    const count = words[headerEntries]!;
+    const at = (headerBytes + count * entryBytes) >>> 2;
+    const id = this.#freeIds[--this.#freeCount]!;
+    this.#requests[id] = request;
+    words[at] = request.operation;
+    words[at + 1] = request.slot;
+    if (request.operation <= RingOperation.flush) {
+      words[at + 2] = request.arena;
+      words[at + 3] = request.arenaOffset;
+      words[at + 6] = request.length;
+    } else {
+      this.#floats[(at + 2) >>> 1] = request.length;
+    }
+    this.#floats[(at + 4) >>> 1] = request.offset;
+    words[at + 7] = id;
+    words[headerEntries] = count + 1;
+    if (count === 0 && words[headerReaping] === 0) resolved.then(this.#flush);
+  }
+
+  #handOver(): void {
+    if (this.#words[headerEntries]! > 0) this.#native.submit(this.#handle);
+  }
+
+  #onResults(count: number): void {
+    const results = this.#results;
+    for (let index = 0; index < count; index++) {
+      const id = results[2 * index]!;
+      const request = this.#requests[id]!;
+      this.#requests[id] = undefined;
+      this.#freeIds[this.#freeCount++] = id;
+      request.settle(results[2 * index + 1]!);
+    }
+    if (this.#parked.length > 0) this.#unpark();
+  }
+
+  #unpark(): void {
+    while (this.#freeCount > 0 && this.#parkedHead < this.#parked.length) {
+      this.#write(this.#parked[this.#parkedHead++]!);
+    }
+    // Give the passed half back now and then, so that the list is bounded without moving it every time.
+    if (this.#parkedHead === this.#parked.length || this.#parkedHead > 1024) {
+      this.#parked = this.#parked.slice(this.#parkedHead);
+      this.#parkedHead = 0;
+    }
+  }
+}
+
+/** The engine could not be started: an errno and the call that gave it. */
+class EngineRefusal extends Error {
+  readonly errno: string;
+  readonly stage: string;
+
+  constructor(errno: number, stage: string) {
+    const name = errnoName(-errno);
+    super(`${stage}: ${name}`);
+    this.errno = name;
+    this.stage = stage;
+  }
+}
+
+/** The name of a negative errno: `EIO`. */
+export function errnoName(result: number): string {
+  try {
+    return getSystemErrorName(result);
+  } catch {
+    return `errno ${-result}`;
+  }
+}
+
+function explainRefusal(refusal: EngineRefusal): string {
+  const why = `${refusal.stage} says ${refusal.errno}`;
+  if (refusal.stage === 'IORING_REGISTER_PROBE')
+    return `the kernel's io_uring lacks operations that are needed (${why})`;
+  if (refusal.errno === 'ENOSYS')
+    return `the kernel has no io_uring, or a container's seccomp filter hides it (${why})`;
+  if (refusal.errno === 'ENOMEM')
+    return `io_uring may not lock enough memory (${why}); raise the limit (ulimit -l) to use it`;
+  if (refusal.errno !== 'EPERM' && refusal.errno !== 'EACCES') return `io_uring could not be started (${why})`;
+  const sysctl = readSysctl('/proc/sys/kernel/io_uring_disabled');
+  if (sysctl === '1' || sysctl === '2')
+    return `io_uring is switched off (${why}): sysctl kernel.io_uring_disabled is ${sysctl}`;
+  return `io_uring is denied (${why}): by a container's seccomp filter or a security module`;
+}
+
+function readSysctl(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'utf8').trim();
+  } catch {
+    return undefined;
+  }
+}
+
+function completeOptions(options: RingOptions): Required<RingOptions> {
+  const fromEnvironment = process.env.HOLDFAST_ENGINE;
+  let engine = options.engine ?? 'auto';
+  let origin = 'the option engine';
+  if (engine === 'auto' && fromEnvironment !== undefined && fromEnvironment !== '') {
+    engine = fromEnvironment as EngineName;
+    origin = 'HOLDFAST_ENGINE';
+  }
+  if (engine !== 'auto' && engine !== 'io_uring' && engine !== 'threads')
+    throw new HoldfastError(
+      'ERR_HOLDFAST_BAD_ARGUMENT',
+      `${origin} is "${String(engine)}"; it must be auto, io_uring or threads`,
+    );
+  const threads = options.threads ?? Math.min(16, Math.max(4, 2 * availableParallelism()));
+  const { capacity = 256, maxQueued = 16_384 } = options;
+  checkSetting('capacity', capacity, 1, 4096);
+  checkSetting('maxQueued', maxQueued, 0, 2 ** 24);
+  checkSetting('threads', threads, 1, 256);
+  return { engine, capacity, maxQueued, threads };
+}
+
+function checkSetting(name: string, value: number, lowest: number, highest: number): void {
+  if (Number.isSafeInteger(value) && value >= lowest && value <= highest) return;
+  throw new HoldfastError(
+    'ERR_HOLDFAST_BAD_ARGUMENT',
+    `${name} ${value} must be a whole number from ${lowest} to ${highest}`,
+  );
+}
+
+/**
+ * Makes a ring of one's own. Most callers want `sharedRing`.
+ *
+ * @throws HoldfastError ERR_HOLDFAST_NOT_SUPPORTED if the engine asked for cannot be had; the message says why.
+ */
+export function openRing(options: RingOptions = {}): Ring {
+  const settings = completeOptions(options);
+  const { engine } = settings;
+  const asked = options.engine === engine ? 'asked for by the option engine' : 'asked for by HOLDFAST_ENGINE';
+  try {
+    if (engine === 'threads') return new Ring('threads', asked, settings);
+    return new Ring('io_uring', engine === 'auto' ? 'the kernel offers it' : asked, settings);
+  } catch (error) {
+    if (!(error instanceof EngineRefusal)) throw error;
+    const reason = engine === 'threads' ? error.message : explainRefusal(error);
+    if (engine === 'auto') return new Ring('threads', reason, settings);
+    throw new HoldfastError('ERR_HOLDFAST_NOT_SUPPORTED', `${reason}; use engine auto`, {
+      cause: error,
+      errno: error.errno,
+    });
+  }
+}
+
+const sharedRings = new Map<string, Ring>();
+
+/** The ring of this event loop with these settings. It lives as long as the loop; idle, it does not keep it alive. */
+export function sharedRing(options: RingOptions = {}): Ring {
+  const key = JSON.stringify(completeOptions(options));
+  let ring = sharedRings.get(key);
+  if (ring === undefined) {
+    ring = openRing(options);
+    sharedRings.set(key, ring);
+  }
+  return ring;
+}

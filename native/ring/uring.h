@@ -1,0 +1,72 @@
+// The io_uring engine, on raw system calls and the kernel's own header (io_uring(7), io_uring_setup(2),
+// io_uring_enter(2), io_uring_register(2)). Reads, writes and flushes go through the ring; range operations (discard,
+// zeroing) go to a small thread pool, because the oldest kernel that we serve has no ring operation for all of them.
+//
+// Invariants: the submission ring has room for the whole capacity and the completion ring for twice that, so neither
+// can overflow. Only the event loop's thread calls in (IORING_SETUP_SINGLE_ISSUER). Never IORING_SETUP_SQPOLL: a
+// library does not burn a processor that it was not given.
+#pragma once
+
+#include <linux/io_uring.h>
+
+#include "ring/engine.h"
+#include "ring/thread_pool.h"
+
+namespace holdfast::ring {
+
+class Uring final : public Engine {
+ public:
+  Uring() = default;
+  ~Uring() override;
+  Uring(const Uring&) = delete;
+  Uring& operator=(const Uring&) = delete;
+
+  // Where it stopped, if it did: for the reason told to the user.
+  struct Failure {
+    int error = 0;    // errno
+    const char* stage = "";
+  };
+  bool Start(uint32_t capacity, Operation* operations, Failure* failure);
+
+  void Queue(Operation* operation) override;
+  void Kick() override;
+  uint32_t Reap(Result* results, uint32_t limit) override;
+  uint32_t Descriptors(int* descriptors) const override;
+  uint32_t Features() const override { return features_; }
+  bool Stalled() const override { return pending_ > 0; }
+  void Poke() override { ranges_.Poke(); }
+
+ private:
+  bool Setup(uint32_t capacity, Failure* failure);
+  bool Map(Failure* failure);
+  bool Probe(Failure* failure);
+  void Prepare(Operation* operation);
+  // Returns false if the operation is not over (a short or interrupted one goes on).
+  bool Complete(Operation* operation, int32_t moved);
+  bool Again(Operation* operation);
+  void FailPending(int32_t error);
+  int Enter(uint32_t to_submit, uint32_t min_complete, uint32_t flags) const;
+
+  int ring_ = -1;
+  uint32_t features_ = 0;
+  io_uring_params params_{};
+  void* rings_ = nullptr;
+  size_t rings_size_ = 0;
+  void* completion_ring_ = nullptr;    // a mapping of its own only on kernels without IORING_FEAT_SINGLE_MMAP
+  size_t completion_ring_size_ = 0;
+  io_uring_sqe* entries_ = nullptr;
+  size_t entries_size_ = 0;
+  uint32_t* submission_tail_ = nullptr;
+  uint32_t* completion_head_ = nullptr;
+  uint32_t* completion_tail_ = nullptr;
+  io_uring_cqe* completions_ = nullptr;
+  uint32_t submission_mask_ = 0;
+  uint32_t completion_mask_ = 0;
+  uint32_t tail_ = 0;    // ours; published by Kick
+  uint32_t pending_ = 0;    // published or about to be, and not yet taken by the kernel
+  Operation* operations_ = nullptr;
+  Operation* failed_ = nullptr;    // never reached the kernel
+  ThreadPool ranges_;
+};
+
+}  // namespace holdfast::ring

@@ -1,0 +1,198 @@
+import { mkdtemp, open, rm, stat, truncate, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { type DirectDeviceOptions, openDirectDevice } from '../../lib/storage/direct-device.ts';
+import { IoMemory } from '../../lib/storage/io-memory.ts';
+import { type EngineName, openRing } from '../../lib/storage/ring.ts';
+import { pattern } from '../conformance/block-device.ts';
+
+const mebibyte = 1024 * 1024;
+let folder: string;
+let nextFile = 0;
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'holdfast-direct-'));
+});
+afterAll(async () => {
+  await rm(folder, { recursive: true });
+});
+
+function freshPath(): string {
+  return join(folder, `device-${nextFile++}`);
+}
+
+function makeDevice(options: DirectDeviceOptions = {}) {
+  return openDirectDevice(freshPath(), { create: { sizeBytes: 16 * mebibyte }, ...options });
+}
+
+function ioUringIsDenied(): string | undefined {
+  const ring = openRing();
+  const { engine, reason } = ring.report();
+  ring.close();
+  return engine === 'io_uring' ? undefined : reason;
+}
+
+const denied = ioUringIsDenied();
+if (denied !== undefined) console.log(`io_uring is not tested here: ${denied}`);
+const engines: EngineName[] = denied === undefined ? ['io_uring', 'threads'] : ['threads'];
+
+describe.each(engines)('with the engine %s', (engine) => {
+  test('leased memory goes to the device and comes back, without a copy', async () => {
+    await using device = await makeDevice({ engine });
+    expect(device.engineReport().engine).toBe(engine);
+    const memory = new IoMemory();
+    const lease = memory.lease(8192);
+    lease.bytes.set(pattern(8192, 1));
+    await device.write(4096, lease.bytes);
+    lease.bytes.fill(0);
+    await device.read(4096, lease.bytes);
+    expect(lease.bytes.equals(pattern(8192, 1))).toBe(true);
+    lease.release();
+    memory.close();
+  });
+
+  test('memory of the caller, of any size, comes back whole', async () => {
+    await using device = await makeDevice({ engine });
+    for (const length of [4096, 512 * 1024, 5 * mebibyte + 4096]) {
+      const bytes = pattern(length, length);
+      await device.write(mebibyte, bytes);
+      const found = new Uint8Array(length);
+      await device.read(mebibyte, found);
+      expect(Buffer.compare(found, bytes)).toBe(0);
+    }
+    const { reads, readBytes, writes } = device.stats();
+    expect([reads, readBytes, writes]).toEqual([3, 4096 + 512 * 1024 + 5 * mebibyte + 4096, 3]);
+  });
+
+  test('more requests than the ring holds wait for their turn', async () => {
+    await using device = await makeDevice({ engine, capacity: 4, maxQueued: 1000 });
+    const blocks = Array.from({ length: 500 }, (_, index) => pattern(4096, index));
+    await Promise.all(blocks.map((bytes, index) => device.write(index * 4096, bytes)));
+    const found = await Promise.all(
+      blocks.map(async (_, index) => {
+        const bytes = new Uint8Array(4096);
+        await device.read(index * 4096, bytes);
+        return bytes;
+      }),
+    );
+    expect(Buffer.compare(Buffer.concat(found), Buffer.concat(blocks))).toBe(0);
+  });
+
+  test('beyond the queue a request is refused at once', async () => {
+    await using device = await makeDevice({ engine, capacity: 1, maxQueued: 2 });
+    const outcomes = await Promise.allSettled(
+      Array.from({ length: 10 }, (_, index) => device.write(index * 4096, pattern(4096, index))),
+    );
+    const refused = outcomes.filter((outcome) => outcome.status === 'rejected');
+    expect(refused).toHaveLength(7);
+    for (const { reason } of refused) expect(reason).toMatchObject({ code: 'ERR_HOLDFAST_QUEUE_FULL' });
+    await device.write(0, pattern(4096, 1));
+  });
+
+  test('a parked request can be cancelled, one in flight completes', async () => {
+    await using device = await makeDevice({ engine, capacity: 1, maxQueued: 2 });
+    const controller = new AbortController();
+    const { signal } = controller;
+    const first = device.write(0, pattern(4096, 1), { signal });
+    const second = device.write(4096, pattern(4096, 2), { signal });
+    controller.abort();
+    await expect(second).rejects.toMatchObject({ code: 'ERR_HOLDFAST_ABORTED' });
+    await first;
+    const found = new Uint8Array(8192);
+    await device.read(0, found);
+    expect(Buffer.compare(found.subarray(0, 4096), pattern(4096, 1))).toBe(0);
+    expect(found.subarray(4096).every((byte) => byte === 0)).toBe(true);
+  });
+
+  test('zeroes, with and without giving the space back', async () => {
+    await using device = await makeDevice({ engine });
+    const bytes = pattern(mebibyte, 1);
+    await device.write(0, bytes);
+    await device.writeZeroes(4096, 8192);
+    await device.writeZeroes(65_536, 131_072, { mayUnmap: false, fua: true });
+    bytes.fill(0, 4096, 12_288);
+    bytes.fill(0, 65_536, 196_608);
+    const found = new Uint8Array(mebibyte);
+    await device.read(0, found);
+    expect(Buffer.compare(found, bytes)).toBe(0);
+  });
+
+  test('an unaligned request is refused by the aligned core', async () => {
+    await using device = await makeDevice({ engine });
+    await expect(device.read(1, new Uint8Array(512))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
+  });
+
+  test('a device that became smaller is an error, not old memory', async () => {
+    const path = freshPath();
+    await using device = await openDirectDevice(path, { engine, create: { sizeBytes: mebibyte } });
+    await truncate(path, 512 * 1024);
+    await expect(device.read(512 * 1024, new Uint8Array(4096))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_IO' });
+    expect(device.stats().errors).toBe(1);
+  });
+});
+
+test('a second exclusive opening finds it busy, and gets it after the first is closed', async () => {
+  const path = freshPath();
+  const first = await openDirectDevice(path, { create: { sizeBytes: mebibyte } });
+  await expect(openDirectDevice(path)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_DEVICE_BUSY' });
+  await (await openDirectDevice(path, { readOnly: true })).close();
+  await first.close();
+  await (await openDirectDevice(path)).close();
+});
+
+test('readers that hold it keep writers out', async () => {
+  const path = freshPath();
+  await (await openDirectDevice(path, { create: { sizeBytes: mebibyte } })).close();
+  await using one = await openDirectDevice(path, { readOnly: true, exclusive: true });
+  await using two = await openDirectDevice(path, { readOnly: true, exclusive: true });
+  expect(one.readOnly && two.readOnly).toBe(true);
+  await expect(openDirectDevice(path)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_DEVICE_BUSY' });
+});
+
+test('what is there is never created over', async () => {
+  const path = freshPath();
+  await writeFile(path, 'mine');
+  await expect(openDirectDevice(path, { create: { sizeBytes: mebibyte } })).rejects.toMatchObject({
+    code: 'ERR_HOLDFAST_DEVICE_EXISTS',
+  });
+  expect((await stat(path)).size).toBe(4);
+});
+
+test('without direct I/O it works through the page cache, and says so', async () => {
+  await using device = await makeDevice({ direct: 'off' });
+  expect(device.engineReport()).toMatchObject({ direct: false, directReason: 'switched off by the option direct' });
+  expect(device.geometry.logicalBlockBytes).toBe(512);
+  await device.write(512, pattern(1024, 1));
+  await device.flush();
+  const found = new Uint8Array(1024);
+  await device.read(512, found);
+  expect(Buffer.compare(found, pattern(1024, 1))).toBe(0);
+});
+
+test('bad input is refused with a code before anything is made', async () => {
+  const missing = freshPath();
+  await expect(openDirectDevice(missing)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_NOT_FOUND' });
+  await expect(openDirectDevice(folder)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
+  const bad: DirectDeviceOptions[] = [
+    { create: { sizeBytes: 1000 } },
+    { create: { sizeBytes: -4096 } },
+    { create: { sizeBytes: 4096 }, readOnly: true },
+    { create: { sizeBytes: 4096 }, direct: 'perhaps' as 'auto' },
+    { create: { sizeBytes: 4096 }, engine: 'steam' as 'auto' },
+    { create: { sizeBytes: 4096 }, capacity: 0 },
+  ];
+  for (const options of bad) {
+    await expect(openDirectDevice(missing, options)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
+  }
+  await expect(stat(missing)).rejects.toMatchObject({ code: 'ENOENT' });
+});
+
+test('a file that is empty or not whole blocks is refused, and left as it is', async () => {
+  const path = freshPath();
+  await (await open(path, 'wx')).close();
+  await expect(openDirectDevice(path)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
+  await truncate(path, 10_001);
+  await expect(openDirectDevice(path)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
+  expect((await stat(path)).size).toBe(10_001);
+});
