@@ -1,0 +1,205 @@
+/**
+ * What the members of a mirrored volume say to each other: methods of a peer session, each with the schemas that both
+ * directions are checked by. Offsets and lengths are bytes. `volume` is the volume's identifier.
+ *
+ * A meeting (after every new session; member 0 begins):
+ *
+ *   1 → 0  ready    I have the volume open (the session may be older)
+ *   0 → 1  attach   both states; both compute the same verdict (view.ts, `meet`)
+ *   s → t  adopt    the source's view, which leaves the target out: durable on the target before the source relies on it
+ *   s → t  write …  the marked ranges, beside live writes
+ *   s → t  join     a view with both: durable on the source first, then on the target
+ *
+ * Leaving in order (a clean stop, a failed device):
+ *
+ *   l → p  leave    may I? (refused while the other leaves too, or a meeting is under way)
+ *   l → p  left     a view without the leaver: durable on the leaver first, then on the peer, which goes on alone
+ */
+import { z } from 'zod';
+import type { Method } from '../peer/peer.ts';
+import { HISTORY_LENGTH } from './view.ts';
+
+/** The largest piece of data in one message. Longer requests are sent in pieces. */
+export const MAX_PIECE_BYTES = 1024 * 1024;
+/** Bounds the volume's size divided by its grain: 8 Mi grains a MiB. */
+export const MAX_BITMAP_BYTES = 16 * 1024 * 1024;
+
+const id = z.string().regex(/^[0-9a-f]{32}$/);
+const whole = z.int().min(0);
+const member = z.union([z.literal(0), z.literal(1)]);
+const piece = z.int().min(1).max(MAX_PIECE_BYTES);
+
+export const viewSchema = z.strictObject({ number: whole, id, inSync: z.int().min(0).max(3), holder: member });
+
+const recordSchema = z.strictObject({
+  known: viewSchema,
+  dataId: id,
+  history: z.array(id).max(HISTORY_LENGTH),
+  baseId: id,
+  dataState: z.enum(['created', 'up-to-date', 'inconsistent']),
+  clean: z.boolean(),
+});
+
+export const meetingSchema = z.strictObject({
+  volume: id,
+  member,
+  sizeBytes: whole,
+  grainBytes: whole,
+  onLostPeer: z.string().max(80),
+  record: recordSchema,
+  blank: z.boolean(),
+  unmarked: z.boolean(),
+  failed: z.boolean(),
+});
+
+export type Meeting = z.infer<typeof meetingSchema>;
+
+const empty = z.strictObject({});
+
+const define = <Request, Response>(method: Method<Request, Response>): Method<Request, Response> => method;
+
+export const attachMethod = define({
+  id: 1,
+  name: 'attach',
+  channel: 'control',
+  request: meetingSchema,
+  response: meetingSchema,
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: 0,
+});
+
+/** The answer's data is the target's bitmap. */
+export const adoptMethod = define({
+  id: 2,
+  name: 'adopt',
+  channel: 'control',
+  request: z.strictObject({ volume: id, view: viewSchema, scope: z.enum(['nothing', 'bitmap', 'all']) }),
+  response: empty,
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: MAX_BITMAP_BYTES,
+});
+
+const viewRequest = z.strictObject({ volume: id, view: viewSchema });
+
+export const joinMethod = define({
+  id: 3,
+  name: 'join',
+  channel: 'control',
+  request: viewRequest,
+  response: empty,
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: 0,
+});
+
+export const leaveMethod = define({
+  id: 4,
+  name: 'leave',
+  channel: 'control',
+  request: z.strictObject({ volume: id }),
+  response: z.strictObject({ granted: z.boolean(), number: whole }),
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: 0,
+});
+
+export const leftMethod = define({
+  id: 5,
+  name: 'left',
+  channel: 'control',
+  request: viewRequest,
+  response: empty,
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: 0,
+});
+
+/** Member 1 has opened the volume: member 0 may begin a meeting. */
+export const readyMethod = define({
+  id: 6,
+  name: 'ready',
+  channel: 'control',
+  request: z.strictObject({ volume: id }),
+  response: empty,
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: 0,
+});
+
+const range = { volume: id, offset: whole };
+
+/** From the mirror engine of the access holder to the other's, which writes straight to its device. */
+export const writeMethod = define({
+  id: 10,
+  name: 'write',
+  channel: 'bulk',
+  request: z.strictObject({ ...range, fua: z.boolean() }),
+  response: empty,
+  maxRequestDataBytes: MAX_PIECE_BYTES,
+  maxResponseDataBytes: 0,
+});
+
+const zeroRequest = z.strictObject({ ...range, length: whole, fua: z.boolean(), mayUnmap: z.boolean() });
+
+export const zeroMethod = define({
+  id: 11,
+  name: 'zero',
+  channel: 'bulk',
+  request: zeroRequest,
+  response: empty,
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: 0,
+});
+
+export const flushMethod = define({
+  id: 12,
+  name: 'flush',
+  channel: 'bulk',
+  request: z.strictObject({ volume: id }),
+  response: empty,
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: 0,
+});
+
+/**
+ * From a member without access to the access holder. `request` numbers the forwarder's requests; with it and the
+ * forwarder's incarnation a request that is sent again over a new session is executed once. All below `doneBelow` are
+ * settled: the holder may forget them.
+ */
+const forwarded = { ...range, request: whole, doneBelow: whole };
+
+export const forwardReadMethod = define({
+  id: 20,
+  name: 'forward-read',
+  channel: 'bulk',
+  request: z.strictObject({ ...range, length: piece }),
+  response: empty,
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: MAX_PIECE_BYTES,
+});
+
+export const forwardWriteMethod = define({
+  id: 21,
+  name: 'forward-write',
+  channel: 'bulk',
+  request: z.strictObject({ ...forwarded, fua: z.boolean() }),
+  response: empty,
+  maxRequestDataBytes: MAX_PIECE_BYTES,
+  maxResponseDataBytes: 0,
+});
+
+export const forwardZeroMethod = define({
+  id: 22,
+  name: 'forward-zero',
+  channel: 'bulk',
+  request: z.strictObject({ ...forwarded, length: whole, fua: z.boolean(), mayUnmap: z.boolean() }),
+  response: empty,
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: 0,
+});
+
+export const forwardFlushMethod = define({
+  id: 23,
+  name: 'forward-flush',
+  channel: 'bulk',
+  request: z.strictObject({ volume: id }),
+  response: empty,
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: 0,
+});

@@ -1,0 +1,198 @@
+/**
+ * Views and lineages of a mirrored volume, and what follows from two of them meeting. All of it pure.
+ *
+ * A *view* says who may serve: (number, identifier, in-sync members, access holder). Each change of view makes a new
+ * random identifier. A member's *data identifier* is that of the last view in which its own data was in sync, and its
+ * *history* lists the ones before: the lineage of its data. Comparing two lineages says which copy is newer, as DRBD's
+ * generation identifiers do (drbd_receiver.c, uuid_compare: named rules); the words of the verdict are ours.
+ */
+
+/** Members are numbered by their place in the volume's configuration. */
+export type MemberIndex = 0 | 1;
+
+export function otherMember(member: MemberIndex): MemberIndex {
+  return member === 0 ? 1 : 0;
+}
+
+/** 128 bits as 32 lower-case hexadecimal digits. */
+export type ViewId = string;
+
+export const NO_VIEW: ViewId = '0'.repeat(32);
+
+export interface View {
+  /** Grows by at least one with every change. */
+  readonly number: number;
+  readonly id: ViewId;
+  /** Bit n: member n is in sync. Only such members may serve. */
+  readonly inSync: number;
+  /** The member that has access: reads and writes of all members go through it. */
+  readonly holder: MemberIndex;
+}
+
+/** How many earlier identifiers are kept. More changes of view than this while a member is away make it unrelated. */
+export const HISTORY_LENGTH = 64;
+
+/**
+ * `created`: no data yet. `up-to-date`: all of the data identifier's view. `inconsistent`: a resync into this copy has
+ * begun and not ended.
+ */
+export type DataState = 'created' | 'up-to-date' | 'inconsistent';
+
+/** What a member knows durably about a volume. The order of its fields on disk is in metadata.ts. */
+export interface MemberRecord {
+  /** The newest view that this member has learnt of. It may leave this member out. */
+  readonly known: View;
+  readonly dataId: ViewId;
+  /** Newest first. */
+  readonly history: readonly ViewId[];
+  /** The last view in which both copies were equal: what the bitmap counts from. */
+  readonly baseId: ViewId;
+  readonly dataState: DataState;
+  /** Stopped cleanly: the saved bitmap holds every difference from the peer. */
+  readonly clean: boolean;
+}
+
+export const CREATED_RECORD: MemberRecord = {
+  known: { number: 0, id: NO_VIEW, inSync: 0, holder: 0 },
+  dataId: NO_VIEW,
+  history: [],
+  baseId: NO_VIEW,
+  dataState: 'created',
+  clean: false,
+};
+
+export function maskOf(...members: readonly MemberIndex[]): number {
+  return members.reduce<number>((mask, member) => mask | (1 << member), 0);
+}
+
+export const BOTH = maskOf(0, 1);
+
+export function isInSync(view: View, member: MemberIndex): boolean {
+  return (view.inSync & (1 << member)) !== 0;
+}
+
+/** The member's own data is in sync in the newest view that it knows. */
+export function mayServe(record: MemberRecord, self: MemberIndex): boolean {
+  return record.dataState === 'up-to-date' && isInSync(record.known, self);
+}
+
+/** A view that follows `record.known`. */
+export function nextView(record: MemberRecord, atLeast: number, id: ViewId, inSync: number, holder: MemberIndex): View {
+  return { number: Math.max(record.known.number, atLeast) + 1, id, inSync, holder };
+}
+
+/** The record after this member has become part of a view as an in-sync member. */
+export function enterView(record: MemberRecord, view: View, baseId: ViewId): MemberRecord {
+  const before = record.dataId === NO_VIEW ? [] : [record.dataId];
+  const history = [...before, ...record.history].slice(0, HISTORY_LENGTH);
+  return { known: view, dataId: view.id, history, baseId, dataState: 'up-to-date', clean: false };
+}
+
+/** The record after this member has learnt of a view that leaves it out. Its data, and their lineage, stay. */
+export function leaveView(record: MemberRecord, view: View, dataState: DataState): MemberRecord {
+  return { ...record, known: view, dataState };
+}
+
+export type Lineage = 'same' | 'mine-newer' | 'theirs-newer' | 'diverged' | 'unrelated';
+
+export interface DataLineage {
+  readonly dataId: ViewId;
+  readonly history: readonly ViewId[];
+}
+
+/** Which of two copies' data descends from the other's. */
+export function compareLineages(mine: DataLineage, theirs: DataLineage): Lineage {
+  if (mine.dataId === theirs.dataId) return 'same';
+  if (mine.history.includes(theirs.dataId)) return 'mine-newer';
+  if (theirs.history.includes(mine.dataId)) return 'theirs-newer';
+  return mine.history.some((id) => theirs.history.includes(id)) ? 'diverged' : 'unrelated';
+}
+
+/** What a member tells its peer when they meet. */
+export interface MeetingState {
+  readonly member: MemberIndex;
+  readonly record: MemberRecord;
+  /** The device has been shown to read as zeros everywhere. Only looked at while both are `created`. */
+  readonly blank: boolean;
+  /** The bitmap of this side has no grain set. */
+  readonly unmarked: boolean;
+}
+
+export type RefusalCode =
+  | 'ERR_HOLDFAST_SPLIT_BRAIN'
+  | 'ERR_HOLDFAST_UNRELATED_DATA'
+  | 'ERR_HOLDFAST_NO_UP_TO_DATE_COPY';
+
+/** The rule that decided is named, for status, logs and the table in docs/mirror.md. */
+export type MeetingVerdict =
+  | { readonly kind: 'equal'; readonly rule: string }
+  | {
+      readonly kind: 'resync';
+      readonly rule: string;
+      readonly source: MemberIndex;
+      readonly scope: 'nothing' | 'bitmap' | 'all';
+    }
+  | { readonly kind: 'refuse'; readonly rule: string; readonly code: RefusalCode };
+
+/**
+ * What two members do when they meet. Symmetric: both sides compute the same verdict from the same two states.
+ * docs/mirror.md has the table; test/mirror/meeting.test.ts is the table.
+ */
+export function meet(one: MeetingState, other: MeetingState): MeetingVerdict {
+  const [first, second] = one.member === 0 ? [one, other] : [other, one];
+  const firstNew = first.record.dataId === NO_VIEW;
+  const secondNew = second.record.dataId === NO_VIEW;
+  if (firstNew && secondNew) return meetCreated(first, second);
+  if (firstNew) return fromSource(second, 'first-is-new', scopeForNew(second, first));
+  if (secondNew) return fromSource(first, 'second-is-new', scopeForNew(first, second));
+  switch (compareLineages(first.record, second.record)) {
+    case 'same':
+      return meetSame(first, second);
+    case 'mine-newer':
+      return fromSource(first, 'first-newer', scopeOf(first, second));
+    case 'theirs-newer':
+      return fromSource(second, 'second-newer', scopeOf(second, first));
+    case 'diverged':
+      return { kind: 'refuse', rule: 'split-brain', code: 'ERR_HOLDFAST_SPLIT_BRAIN' };
+    case 'unrelated':
+      return { kind: 'refuse', rule: 'unrelated', code: 'ERR_HOLDFAST_UNRELATED_DATA' };
+  }
+}
+
+function meetCreated(first: MeetingState, second: MeetingState): MeetingVerdict {
+  const fresh = first.record.dataState === 'created' && second.record.dataState === 'created';
+  const blank = fresh && first.blank && second.blank;
+  return { kind: 'resync', rule: blank ? 'both-blank' : 'both-new', source: 0, scope: blank ? 'nothing' : 'all' };
+}
+
+function meetSame(first: MeetingState, second: MeetingState): MeetingVerdict {
+  const newest = first.record.known.number >= second.record.known.number ? first.record.known : second.record.known;
+  const firstGood = mayServe(first.record, 0);
+  const secondGood = mayServe(second.record, 1);
+  if (firstGood && secondGood) {
+    if (first.unmarked && second.unmarked) return { kind: 'equal', rule: 'same-and-unmarked' };
+    const source = newest.holder === 0 ? first : second;
+    return { kind: 'resync', rule: 'same-from-holder', source: source.member, scope: 'bitmap' };
+  }
+  if (firstGood) return fromSource(first, 'same-first-good', 'bitmap');
+  if (secondGood) return fromSource(second, 'same-second-good', 'bitmap');
+  return { kind: 'refuse', rule: 'none-up-to-date', code: 'ERR_HOLDFAST_NO_UP_TO_DATE_COPY' };
+}
+
+function fromSource(source: MeetingState, rule: string, scope: 'bitmap' | 'all'): MeetingVerdict {
+  if (!mayServe(source.record, source.member)) {
+    return { kind: 'refuse', rule: `${rule}-but-not-up-to-date`, code: 'ERR_HOLDFAST_NO_UP_TO_DATE_COPY' };
+  }
+  return { kind: 'resync', rule, source: source.member, scope };
+}
+
+/** A first sync that was broken off goes on where it was, if it came from the view that the source is still in. */
+function scopeForNew(source: MeetingState, target: MeetingState): 'bitmap' | 'all' {
+  const begun = target.record.dataState === 'inconsistent' && target.record.known.id === source.record.dataId;
+  return begun && source.record.baseId === NO_VIEW ? 'bitmap' : 'all';
+}
+
+/** The source's bitmap counts from its base: it is of use only if the target's data is of that view. */
+function scopeOf(source: MeetingState, target: MeetingState): 'bitmap' | 'all' {
+  return source.record.baseId === target.record.dataId ? 'bitmap' : 'all';
+}
