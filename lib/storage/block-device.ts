@@ -41,6 +41,11 @@ export interface IoOptions {
 export interface WriteOptions extends IoOptions {
   /** Force unit access: resolved only when this write would survive a power cut. */
   readonly fua?: boolean;
+  /**
+   * The caller vouches that nothing can change the bytes until the write has resolved. Without it, a device that
+   * writes to several places copies them first: a change in between would leave the places different for ever.
+   */
+  readonly stable?: boolean;
 }
 
 export interface WriteZeroesOptions extends WriteOptions {

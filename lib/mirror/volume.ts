@@ -1,0 +1,333 @@
+/**
+ * MirroredVolume: the volume as one member's clients see it, a BlockDevice. A request passes the gate and goes to the
+ * own mirror engine, or to the member that has access; when access moves or a link breaks meanwhile it is tried again
+ * at the gate. While the volume may not serve, requests wait (cancel them by their signal).
+ *
+ * `discard` writes zeros where the device can do that by unmapping: what it would leave behind could differ between
+ * the copies.
+ */
+import type { Environment } from '../base/environment.ts';
+import { HoldfastError, isHoldfastError } from '../base/errors.ts';
+import type { PeerNode, PeerSession } from '../peer/peer.ts';
+import { BaseDevice, checkRange } from '../storage/base-device.ts';
+import type { BlockDevice, Geometry, IoOptions, WriteOptions, WriteZeroesOptions } from '../storage/block-device.ts';
+import { Controller, type ControllerEvent, type ControllerStatus } from './controller.ts';
+import { MirrorEngine } from './engine.ts';
+import { checkSameProcess, type ForwardedWrite, Forwarder, pieces } from './forwarder.ts';
+import { Gate, type OpenGate } from './gate.ts';
+import type { MemberStore } from './member-store.ts';
+import { Once } from './once.ts';
+import { MirrorService } from './service.ts';
+import type { OnLostPeer } from './standing.ts';
+
+export interface MirroredVolumeOptions {
+  readonly environment: Environment;
+  /** Carries the session with the other member. `handle` must still be possible: open volumes before `start`. */
+  readonly node: PeerNode;
+  readonly name: string;
+  /** 32 hexadecimal digits, the same on both members. */
+  readonly volumeId: string;
+  /** In the same order on both members. The first is the source of the first sync. */
+  readonly memberNames: readonly [string, string];
+  readonly onLostPeer: OnLostPeer;
+  /** The data area of the own device. The volume closes it. */
+  readonly device: BlockDevice;
+  readonly store: MemberStore;
+  readonly isBlank?: () => Promise<boolean>;
+  /** Milliseconds, default 5000; at least the session lease. */
+  readonly startupWaitMs?: number;
+  /** Requests that may wait behind a closed gate, default 4096. */
+  readonly maxWaiting?: number;
+  /** Forwarded pieces under way, default 128. */
+  readonly forwardWindow?: number;
+  /** Resync pieces under way, default 16, each of at most `resyncPieceBytes`, default 256 KiB. */
+  readonly resyncWindow?: number;
+  readonly resyncPieceBytes?: number;
+  readonly onEvent?: (event: ControllerEvent) => void;
+}
+
+/** How long a request waits before it tries again at a gate that has not changed. */
+const RETRY_MS = 10;
+
+/** Who forwarded a request, and its place among that process's requests. */
+export interface ForwardedFrom {
+  readonly incarnation: string;
+  readonly request: number;
+  readonly doneBelow: number;
+}
+
+type ApplyAction = (device: BlockDevice) => Promise<void>;
+
+export class MirroredVolume extends BaseDevice {
+  readonly kind = 'mirrored';
+  readonly geometry: Geometry;
+  readonly volumeId: string;
+  readonly memberNames: readonly [string, string];
+  readonly controller: Controller;
+  readonly #engine: MirrorEngine;
+  readonly #gate: Gate;
+  readonly #forwarder: Forwarder;
+  readonly #once: Once;
+  readonly #options: MirroredVolumeOptions;
+  readonly #service: MirrorService;
+  #stopping: Promise<void> | undefined;
+
+  private constructor(options: MirroredVolumeOptions, service: MirrorService) {
+    super(options.name, false);
+    const { store, device } = options;
+    const window = options.forwardWindow ?? 128;
+    this.#options = options;
+    this.#service = service;
+    this.volumeId = options.volumeId;
+    this.memberNames = options.memberNames;
+    this.geometry = { ...device.geometry, sizeBytes: store.sizeBytes };
+    this.#gate = new Gate(options.maxWaiting ?? 4096);
+    this.#forwarder = new Forwarder(options.volumeId, window);
+    this.#once = new Once(window * 2);
+    this.#engine = new MirrorEngine({
+      volumeId: options.volumeId,
+      device,
+      sizeBytes: store.sizeBytes,
+      grainBytes: store.grainBytes,
+      onDeviceFailure: (error) => this.controller.deviceFailed(error),
+      onPeerFailure: (session, error) => this.controller.peerFailed(session, error),
+    });
+    this.controller = new Controller({
+      environment: options.environment,
+      volumeId: options.volumeId,
+      volumeName: options.name,
+      memberNames: options.memberNames,
+      onLostPeer: options.onLostPeer,
+      store,
+      engine: this.#engine,
+      gate: this.#gate,
+      startupWaitMs: options.startupWaitMs ?? 5000,
+      resyncWindow: options.resyncWindow ?? 16,
+      resyncPieceBytes: Math.max(store.grainBytes, options.resyncPieceBytes ?? 256 * 1024),
+      isBlank: options.isBlank ?? (async () => false),
+      onChange: (event) => options.onEvent?.(event),
+    });
+  }
+
+  /** Takes up the volume with the record that the store has read. It serves as soon as it may. */
+  static async open(options: MirroredVolumeOptions): Promise<MirroredVolume> {
+    const service = MirrorService.of(options.node);
+    const volume = new MirroredVolume(options, service);
+    service.add(volume);
+    await volume.controller.start(options.node.session(volume.peerName));
+    return volume;
+  }
+
+  get peerName(): string {
+    return this.memberNames[this.controller.self === 0 ? 1 : 0];
+  }
+
+  get status(): ControllerStatus {
+    return this.controller.status();
+  }
+
+  /** Another member may serve the volume from this time on (own monotonic clock). */
+  #isCurrent(epoch: number): boolean {
+    return this.#gate.epoch === epoch && this.#options.environment.clock.nowMs() < this.controller.serveUntilMs();
+  }
+
+  // --- as a BlockDevice
+
+  protected async performRead(offset: number, buffer: Uint8Array, options: IoOptions | undefined): Promise<void> {
+    for (const { at, end } of pieces(offset, buffer.length)) {
+      const part = buffer.subarray(at - offset, end - offset);
+      await this.#attempt(options?.signal, (gate) =>
+        gate.mode === 'local' ? this.#readLocal(at, part) : this.#forwarder.read(gate.session, at, part),
+      );
+    }
+  }
+
+  protected async performWrite(offset: number, buffer: Uint8Array, options: WriteOptions | undefined): Promise<void> {
+    const flags = { fua: options?.fua ?? false, stable: options?.stable ?? false };
+    const writes = [...pieces(offset, buffer.length)].map(({ at, end }) => {
+      const part = buffer.subarray(at - offset, end - offset);
+      return this.#attemptWrite(
+        options?.signal,
+        () => this.#engine.write(at, part, flags),
+        (session, write) => this.#forwarder.write(session, write, at, part, flags.fua),
+      );
+    });
+    await allEnded(writes);
+  }
+
+  protected async performFlush(options: IoOptions | undefined): Promise<void> {
+    await this.#attempt(options?.signal, (gate) =>
+      gate.mode === 'local' ? this.#engine.flush() : this.#forwarder.flush(gate.session),
+    );
+  }
+
+  protected async performDiscard(offset: number, length: number, options: IoOptions | undefined): Promise<void> {
+    await this.performWriteZeroes(offset, length, { ...options, mayUnmap: true });
+  }
+
+  protected async performWriteZeroes(
+    offset: number,
+    length: number,
+    options: WriteZeroesOptions | undefined,
+  ): Promise<void> {
+    const flags = { fua: options?.fua ?? false, mayUnmap: options?.mayUnmap ?? true };
+    await this.#attemptWrite(
+      options?.signal,
+      () => this.#engine.writeZeroes(offset, length, flags.fua, flags.mayUnmap),
+      (session, write) => this.#forwarder.writeZeroes(session, write, { offset, length }, flags),
+    );
+  }
+
+  /** Ends what is under way, leaves the volume to the peer if that is in sync, and closes the device. */
+  override close(): Promise<void> {
+    this.#stopping ??= this.controller.stop().finally(() => super.close());
+    return this.#stopping;
+  }
+
+  protected async performClose(): Promise<void> {
+    this.#service.remove(this);
+    await this.#options.device.close();
+  }
+
+  /** One try after the other until the gate leads to a member that executes it. */
+  async #attempt(signal: AbortSignal | undefined, tryOnce: (gate: OpenGate) => Promise<void>): Promise<void> {
+    for (;;) {
+      const gate = await this.#gate.enter(signal);
+      const { epoch } = this.#gate;
+      try {
+        await tryOnce(gate);
+        return;
+      } catch (error) {
+        if (!mayTryAgain(error)) throw error;
+        if (this.#gate.epoch === epoch) await this.#shortWait();
+      }
+    }
+  }
+
+  async #attemptWrite(
+    signal: AbortSignal | undefined,
+    local: () => Promise<void>,
+    forward: (session: PeerSession, write: ForwardedWrite) => Promise<void>,
+  ): Promise<void> {
+    const write = this.#forwarder.begin();
+    try {
+      await this.#attempt(signal, (gate) => {
+        if (gate.mode === 'forward') return forward(gate.session, write);
+        checkSameProcess(write, undefined);
+        return local();
+      });
+    } finally {
+      this.#forwarder.end(write);
+    }
+  }
+
+  /** What was read while access may have moved is not given to anyone: it could be old. */
+  async #readLocal(offset: number, buffer: Uint8Array): Promise<void> {
+    const { epoch } = this.#gate;
+    await this.#engine.read(offset, buffer);
+    if (!this.#isCurrent(epoch)) throw accessMoved();
+  }
+
+  #shortWait(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#options.environment.clock.setTimer(RETRY_MS, resolve);
+    });
+  }
+
+  // --- what the other member asks for; called by the service
+
+  async peerRead(offset: number, length: number): Promise<Uint8Array> {
+    this.#checkPeerRange(offset, length);
+    const buffer = new Uint8Array(length);
+    await this.#attemptForPeer(() => this.#readLocal(offset, buffer));
+    return buffer;
+  }
+
+  peerWrite(from: ForwardedFrom, offset: number, data: Uint8Array, fua: boolean): Promise<void> {
+    this.#checkPeerRange(offset, data.length);
+    return this.#executeOnce(from, () => this.#engine.write(offset, data, { fua, stable: true }));
+  }
+
+  peerWriteZeroes(from: ForwardedFrom, offset: number, length: number, fua: boolean, mayUnmap: boolean): Promise<void> {
+    this.#checkPeerRange(offset, length);
+    return this.#executeOnce(from, () => this.#engine.writeZeroes(offset, length, fua, mayUnmap));
+  }
+
+  peerFlush(): Promise<void> {
+    return this.#attemptForPeer(() => this.#engine.flush());
+  }
+
+  /** Applies what the peer's mirror engine sends, straight to the own device. */
+  async apply(session: PeerSession, offset: number, length: number, action: ApplyAction): Promise<void> {
+    this.#checkPeerRange(offset, length);
+    // The peer can be ahead: its first write may overtake the end of the meeting here.
+    if (this.controller.attached !== session) await this.controller.afterSteps();
+    if (this.controller.attached !== session || !session.open) throw accessMoved();
+    try {
+      await this.#engine.apply(action);
+    } catch (error) {
+      // The peer hears that this member leaves before it hears that the write failed, and need not break off.
+      await this.controller.afterSteps();
+      throw error;
+    }
+  }
+
+  #executeOnce(from: ForwardedFrom, local: () => Promise<void>): Promise<void> {
+    return this.#once.run(from.incarnation, from.request, from.doneBelow, () => this.#attemptForPeer(local));
+  }
+
+  /**
+   * Executes what was forwarded, here only: to forward it once more would go in circles. ERR_HOLDFAST_REFUSED means
+   * that it was not executed; the forwarder tries again at its own gate.
+   */
+  async #attemptForPeer(local: () => Promise<void>): Promise<void> {
+    for (;;) {
+      const gate = await this.#gate.enter(undefined).catch((cause: unknown) => {
+        throw notHolder(cause);
+      });
+      if (gate.mode !== 'local') throw notHolder();
+      const { epoch } = this.#gate;
+      try {
+        await local();
+        return;
+      } catch (error) {
+        if (!isHoldfastError(error, 'ERR_HOLDFAST_OUT_OF_STEP')) throw error;
+        if (this.#gate.epoch === epoch) await this.#shortWait();
+      }
+    }
+  }
+
+  #checkPeerRange(offset: number, length: number): void {
+    checkRange(this.name, this.geometry.sizeBytes, offset, length);
+  }
+}
+
+/** Access moved between the request's arrival and its execution. */
+function accessMoved(): HoldfastError {
+  return new HoldfastError('ERR_HOLDFAST_OUT_OF_STEP', 'this member has no access to the volume now');
+}
+
+function notHolder(cause?: unknown): HoldfastError {
+  return new HoldfastError('ERR_HOLDFAST_REFUSED', 'this member has no access to the volume', { cause });
+}
+
+const TRY_AGAIN: ReadonlySet<string> = new Set([
+  'ERR_HOLDFAST_CLOSED',
+  'ERR_HOLDFAST_NO_SUCH_VOLUME',
+  'ERR_HOLDFAST_OUT_OF_STEP',
+  'ERR_HOLDFAST_PEER_LOST',
+  'ERR_HOLDFAST_REFUSED',
+]);
+
+/** `closed` is the peer's word: the own gate fails by itself. */
+function mayTryAgain(error: unknown): boolean {
+  return isHoldfastError(error) && TRY_AGAIN.has(error.code);
+}
+
+/** Waits for all, so that no buffer is in use any more, then fails with the first error if there was one. */
+async function allEnded(requests: readonly Promise<void>[]): Promise<void> {
+  const [first] = requests;
+  if (requests.length === 1) return first;
+  const results = await Promise.allSettled(requests);
+  for (const result of results) if (result.status === 'rejected') throw result.reason;
+}
