@@ -2,6 +2,7 @@
 export { crc32c, crc32cBlocks, crc32cCombine, crc32cKernel } from './base/checksum.ts';
 export { HoldfastError, type HoldfastErrorCode, isHoldfastError } from './base/errors.ts';
 export type { NbdExport, NbdExportStats } from './nbd/export.ts';
+export { type ConnectNbdOptions, connectNbd } from './nbd/nbd-device.ts';
 export {
   defaultNbdServerLimits,
   NbdServer,
