@@ -10,7 +10,7 @@ import { HoldfastError, throwIfAborted } from '../base/errors.ts';
 import { native } from '../native.ts';
 import { probeSignatures, type Signature } from './signatures.ts';
 import { decodeSuperblock, printable, superblockAlignmentBytes, superblockMagic } from './superblock-pair.ts';
-import { systemError } from './system-error.ts';
+import { errnoOf, systemError } from './system-error.ts';
 
 /** A superblock of ours is looked for so far from either end of a device: every format keeps one copy there. */
 export const superblockSearchBytes = 1024 * 1024;
@@ -113,11 +113,13 @@ async function deviceSize(handle: FileHandle): Promise<number> {
   return found.isFile() ? found.size : native().identify.deviceGeometry(handle.fd).sizeBytes;
 }
 
+/** Infinity if only a hole is left. A block device has no holes, and says EINVAL when it is asked for them. */
 function nextData(path: string, handle: FileHandle, offset: number): number {
   try {
     const at = native().identify.seekData(handle.fd, offset);
     return at < 0 ? Number.POSITIVE_INFINITY : at;
   } catch (error) {
+    if (errnoOf(error) === 'EINVAL') return offset;
     throw systemError(path, 'looking for its data', error);
   }
 }
