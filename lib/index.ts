@@ -1,6 +1,7 @@
 /** The public face of Holdfast. */
 export { crc32c, crc32cBlocks, crc32cCombine, crc32cKernel } from './base/checksum.ts';
 export { HoldfastError, type HoldfastErrorCode, isHoldfastError } from './base/errors.ts';
+export { systemEnvironment } from './base/system-environment.ts';
 export type { NbdExport, NbdExportStats } from './nbd/export.ts';
 export { type ConnectNbdOptions, connectNbd } from './nbd/nbd-device.ts';
 export {
@@ -10,6 +11,21 @@ export {
   type NbdServerOptions,
   type NbdServerStats,
 } from './nbd/server.ts';
+export { createPeerNode, type PeerLimits, type PeerNodeOptions } from './peer/node.ts';
+export type {
+  Channel,
+  LinkProblem,
+  LinkStatus,
+  Message,
+  Method,
+  PeerEvents,
+  PeerInfo,
+  PeerNode,
+  PeerSession,
+  Reply,
+  RequestHandler,
+  RequestOptions,
+} from './peer/peer.ts';
 export type {
   BlockDevice,
   DeviceStats,

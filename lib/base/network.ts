@@ -27,11 +27,12 @@ export interface Connection {
   readonly bufferedBytes: number;
   start(handler: ConnectionHandler): void;
   /**
-   * Queues the chunks in order. They must not be changed until they have gone (`bufferedBytes` back to 0).
+   * Queues the chunks in order. They must not be changed until they have gone: `bufferedBytes` is back to 0, or `onGone`
+   * was called (once, never inside this call: they are sent, or dropped because the connection is closed).
    * Returns false when more than the high-water mark is queued: stop, and go on at `onDrain`. On a closed connection
    * nothing is queued, and the answer is false.
    */
-  write(chunks: readonly Uint8Array[]): boolean;
+  write(chunks: readonly Uint8Array[], onGone?: () => void): boolean;
   /** Stop and resume the delivery of onData (back-pressure). */
   pause(): void;
   resume(): void;

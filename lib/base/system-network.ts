@@ -81,17 +81,27 @@ class SystemConnection implements Connection {
     this.#socket.on('data', (chunk: Buffer) => handler.onData(chunk));
   }
 
-  write(chunks: readonly Uint8Array[]): boolean {
+  write(chunks: readonly Uint8Array[], onGone?: () => void): boolean {
     const socket = this.#socket;
-    if (this.#closed || !socket.writable) return false;
+    if (this.#closed || !socket.writable) {
+      if (onGone !== undefined) queueMicrotask(onGone);
+      return false;
+    }
     const last = chunks.length - 1;
     if (last > 0) socket.cork();
     for (let index = 0; index < last; index++) socket.write(chunks[index]!);
-    if (last >= 0) socket.write(chunks[last]!, this.#written);
+    if (last >= 0) socket.write(chunks[last]!, onGone === undefined ? this.#written : this.#gone(onGone));
     if (last > 0) socket.uncork();
     if (socket.writableLength <= HIGH_WATER_BYTES) return true;
     this.#wantsDrain = true;
     return false;
+  }
+
+  #gone(onGone: () => void): () => void {
+    return () => {
+      this.#written();
+      onGone();
+    };
   }
 
   pause(): void {

@@ -43,12 +43,20 @@ export interface Message<Control> {
 
 export interface Reply<Control> {
   readonly control: Control;
+  /** Left unchanged until `release` is called. */
   readonly data?: readonly Uint8Array[];
+  /** Called once, when the data has gone (sent, or dropped with the session): its memory may be used again. */
+  readonly release?: () => void;
 }
 
 export interface RequestOptions {
-  /** Cancels the waiting, not what the peer does. */
+  /** Cancels the waiting, not what the peer does. The promise still settles only once the data is no longer in use. */
   readonly signal?: AbortSignal;
+  /**
+   * Most bytes of data that this answer will bring, if fewer than the method allows. That much of the budget for
+   * answers is set aside while the request runs, so that a good figure lets more of them run at once.
+   */
+  readonly maxResponseDataBytes?: number;
 }
 
 export interface PeerSession {

@@ -335,7 +335,7 @@ class SimulatedConnection implements Connection {
   #handler: ConnectionHandler | undefined;
 
   // Sending.
-  readonly #queue: Uint8Array[][] = [];
+  readonly #queue: { readonly chunks: readonly Uint8Array[]; readonly onGone: (() => void) | undefined }[] = [];
   #bufferedBytes = 0;
   #wantsDrain = false;
   #onTheWayBytes = 0;
@@ -385,9 +385,12 @@ class SimulatedConnection implements Connection {
     this.#network.scheduler.schedule(0, () => this.#deliver());
   }
 
-  write(chunks: readonly Uint8Array[]): boolean {
-    if (this.#closed || this.#ending || !this.process.alive) return false;
-    this.#queue.push([...chunks]);
+  write(chunks: readonly Uint8Array[], onGone?: () => void): boolean {
+    if (this.#closed || this.#ending || !this.process.alive) {
+      this.#later(onGone);
+      return false;
+    }
+    this.#queue.push({ chunks: [...chunks], onGone });
     for (const chunk of chunks) this.#bufferedBytes += chunk.length;
     this.#pump();
     if (this.#bufferedBytes <= HIGH_WATER_BYTES) return true;
@@ -434,17 +437,17 @@ class SimulatedConnection implements Connection {
   /** Sends what the window has room for. */
   #pump(): void {
     while (this.#onTheWayBytes < RECEIVE_WINDOW_BYTES) {
-      const chunks = this.#queue.shift();
-      if (chunks === undefined) break;
-      const bytes = joined(chunks);
+      const next = this.#queue.shift();
+      if (next === undefined) break;
+      const bytes = joined(next.chunks);
+      this.#later(next.onGone);
       this.#bufferedBytes -= bytes.length;
       this.#onTheWayBytes += bytes.length;
       this.#depart(bytes);
     }
     if (this.#wantsDrain && this.#bufferedBytes <= LOW_WATER_BYTES) {
       this.#wantsDrain = false;
-      // Never inside a call of the owner's.
-      this.#network.scheduler.schedule(0, () => this.process.run(() => this.#closed || this.#handler?.onDrain()));
+      this.#later(() => this.#closed || this.#handler?.onDrain());
     }
     if (this.#ending && this.#queue.length === 0 && !this.#closed) {
       this.#sendEnd(undefined);
@@ -562,9 +565,14 @@ class SimulatedConnection implements Connection {
     );
   }
 
+  /** Calls the owner back, never inside a call of its own. */
+  #later(callback: (() => void) | undefined): void {
+    if (callback !== undefined) this.#network.scheduler.schedule(0, () => this.process.run(callback));
+  }
+
   #markClosed(): void {
     this.#closed = true;
-    this.#queue.length = 0;
+    for (const { onGone } of this.#queue.splice(0)) this.#later(onGone);
     this.#bufferedBytes = 0;
     this.#network.forget(this);
     this.whenClosed();
