@@ -34,6 +34,14 @@ export type {
   WriteOptions,
   WriteZeroesOptions,
 } from './storage/block-device.ts';
+export {
+  type DirectDevice,
+  type DirectDeviceOptions,
+  type DirectReport,
+  openDirectDevice,
+} from './storage/direct-device.ts';
+export { type IoLease, IoMemory, type IoMemoryOptions, type IoMemoryUsage, ioMemory } from './storage/io-memory.ts';
 export { MemoryDevice, type MemoryDeviceOptions } from './storage/memory-device.ts';
 export { openRegion, type PersistMeans, type Region, type RegionOptions, regionBytesMax } from './storage/region.ts';
+export type { EngineName, EngineReport, RingOptions } from './storage/ring.ts';
 export { type ProbeOptions, probeSignatures, type Signature } from './storage/signatures.ts';

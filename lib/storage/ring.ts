@@ -11,8 +11,7 @@
  *   microtask hands them over.
  */
 import { readFileSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
-import { getSystemErrorName } from 'node:util';
+import { availableParallelism, constants } from 'node:os';
 import { assert, HoldfastError } from '../base/errors.ts';
 import { type NativeRing, type NativeRingHandle, native } from '../native.ts';
 import type { IoArena } from './io-memory.ts';
@@ -263,13 +262,14 @@ class EngineRefusal extends Error {
   }
 }
 
+const errnoNames = new Map<number, string>();
+for (const [name, errno] of Object.entries(constants.errno)) {
+  if (!errnoNames.has(errno)) errnoNames.set(errno, name);
+}
+
 /** The name of a negative errno: `EIO`. */
 export function errnoName(result: number): string {
-  try {
-    return getSystemErrorName(result);
-  } catch {
-    return `errno ${-result}`;
-  }
+  return errnoNames.get(-result) ?? `errno ${-result}`;
 }
 
 function explainRefusal(refusal: EngineRefusal): string {

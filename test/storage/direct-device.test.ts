@@ -1,13 +1,16 @@
 import { mkdtemp, open, rm, stat, truncate, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type DirectDeviceOptions, openDirectDevice } from '../../lib/storage/direct-device.ts';
+import { DirectDevice, type DirectDeviceOptions, openDirectDevice } from '../../lib/storage/direct-device.ts';
 import { IoMemory } from '../../lib/storage/io-memory.ts';
-import { type EngineName, openRing } from '../../lib/storage/ring.ts';
-import { pattern } from '../conformance/block-device.ts';
+import { type Ring, RingOperation, type RingRequest } from '../../lib/storage/ring.ts';
+import { UnalignedDevice } from '../../lib/storage/unaligned.ts';
+import { conformance, conformanceSizeBytes, pattern } from '../conformance/block-device.ts';
+import { engines } from './engines.ts';
 
 const mebibyte = 1024 * 1024;
+const os = constants.errno;
 let folder: string;
 let nextFile = 0;
 
@@ -26,16 +29,26 @@ function makeDevice(options: DirectDeviceOptions = {}) {
   return openDirectDevice(freshPath(), { create: { sizeBytes: 16 * mebibyte }, ...options });
 }
 
-function ioUringIsDenied(): string | undefined {
-  const ring = openRing();
-  const { engine, reason } = ring.report();
-  ring.close();
-  return engine === 'io_uring' ? undefined : reason;
+for (const engine of engines) {
+  for (const direct of ['auto', 'off'] as const) {
+    conformance(`a file by ${engine}, direct ${direct}`, () => makeTarget({ engine, direct }), [
+      'reopenReadOnly',
+      'lease',
+    ]);
+  }
 }
 
-const denied = ioUringIsDenied();
-if (denied !== undefined) console.log(`io_uring is not tested here: ${denied}`);
-const engines: EngineName[] = denied === undefined ? ['io_uring', 'threads'] : ['threads'];
+async function makeTarget(options: DirectDeviceOptions) {
+  const path = freshPath();
+  const create = { sizeBytes: conformanceSizeBytes };
+  const memory = new IoMemory();
+  return {
+    device: new UnalignedDevice(await openDirectDevice(path, { ...options, create })),
+    reopenReadOnly: async () => new UnalignedDevice(await openDirectDevice(path, { ...options, readOnly: true })),
+    lease: async (lengthBytes: number) => memory.lease(lengthBytes),
+    cleanUp: () => rm(path),
+  };
+}
 
 describe.each(engines)('with the engine %s', (engine) => {
   test('leased memory goes to the device and comes back, without a copy', async () => {
@@ -195,4 +208,121 @@ test('a file that is empty or not whole blocks is refused, and left as it is', a
   await truncate(path, 10_001);
   await expect(openDirectDevice(path)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
   expect((await stat(path)).size).toBe(10_001);
+});
+
+describe('what the operating system says becomes an error that names what to do', () => {
+  /** Answers every request with a result that the test chooses. */
+  class AnsweringRing {
+    answer = 0;
+    readonly sent: number[] = [];
+    addFile(): number {
+      return 0;
+    }
+    removeFile(): void {}
+    arenaIndex(): number {
+      return 0;
+    }
+    submit(request: RingRequest): boolean {
+      this.sent.push(request.operation);
+      const { answer } = this;
+      queueMicrotask(() => request.settle(answer));
+      return true;
+    }
+  }
+
+  async function openAnswering() {
+    const path = freshPath();
+    await (await openDirectDevice(path, { create: { sizeBytes: mebibyte } })).close();
+    const ring = new AnsweringRing();
+    const device = new DirectDevice(
+      path,
+      false,
+      {
+        handle: await open(path, 'r+'),
+        isBlockDevice: false,
+        direct: true,
+        directReason: '',
+        memoryAlignmentBytes: 512,
+        geometry: {
+          sizeBytes: mebibyte,
+          logicalBlockBytes: 512,
+          physicalBlockBytes: 4096,
+          optimalIoBytes: 4096,
+          rotational: false,
+          discard: true,
+          writeZeroes: true,
+          volatileCache: true,
+        },
+      },
+      ring as unknown as Ring,
+    );
+    return { device, ring };
+  }
+
+  const block = new Uint8Array(512);
+
+  test.each([
+    [os.EIO, 'ERR_HOLDFAST_IO', 'EIO'],
+    [os.ENOSPC, 'ERR_HOLDFAST_NO_SPACE', 'ENOSPC'],
+    [os.EDQUOT, 'ERR_HOLDFAST_NO_SPACE', 'EDQUOT'],
+  ])('errno %d of a write', async (errno, code, name) => {
+    const { device, ring } = await openAnswering();
+    ring.answer = -errno;
+    await expect(device.write(1024, block)).rejects.toMatchObject({
+      code,
+      errno: name,
+      message: expect.stringMatching(/device-\d+: write of 512 at 1024/),
+    });
+    expect(device.stats()).toMatchObject({ errors: 1, writes: 0 });
+    ring.answer = 0;
+    await device.write(1024, block);
+    await device.close();
+  });
+
+  test('after a failed flush no later one can succeed, no change is taken, and nothing is tried again', async () => {
+    const { device, ring } = await openAnswering();
+    ring.answer = -os.EIO;
+    const refusal = { code: 'ERR_HOLDFAST_FLUSH_FAILED' };
+    await expect(device.flush()).rejects.toMatchObject({ ...refusal, errno: 'EIO' });
+    ring.answer = 0;
+    ring.sent.length = 0;
+    await expect(device.flush()).rejects.toMatchObject(refusal);
+    await expect(device.write(0, block)).rejects.toMatchObject(refusal);
+    await expect(device.write(0, block, { fua: true })).rejects.toMatchObject(refusal);
+    await expect(device.writeZeroes(0, 512)).rejects.toMatchObject(refusal);
+    await expect(device.discard(0, 512)).rejects.toMatchObject(refusal);
+    expect(ring.sent).toEqual([]);
+    await device.read(0, new Uint8Array(512));
+    await device.close();
+  });
+
+  test('a failed write with force unit access is a failed flush, unless it found no space', async () => {
+    const { device, ring } = await openAnswering();
+    ring.answer = -os.ENOSPC;
+    await expect(device.write(0, block, { fua: true })).rejects.toMatchObject({ code: 'ERR_HOLDFAST_NO_SPACE' });
+    ring.answer = 0;
+    await device.flush();
+    ring.answer = -os.EIO;
+    await expect(device.write(0, block, { fua: true })).rejects.toMatchObject({ code: 'ERR_HOLDFAST_FLUSH_FAILED' });
+    ring.answer = 0;
+    await expect(device.flush()).rejects.toMatchObject({ code: 'ERR_HOLDFAST_FLUSH_FAILED' });
+    await device.close();
+  });
+
+  test('a device that cannot zero is written with zeros, and not asked again; discarding is then nothing', async () => {
+    const { device, ring } = await openAnswering();
+    const submit = ring.submit.bind(ring);
+    ring.submit = (request) => {
+      ring.answer = request.operation > RingOperation.flush ? -os.EOPNOTSUPP : 0;
+      return submit(request);
+    };
+    const { punchHole, zeroRange, write } = RingOperation;
+    await device.writeZeroes(0, mebibyte);
+    expect(ring.sent).toEqual([punchHole, zeroRange, write, write]);
+    await device.writeZeroes(0, 4096, { mayUnmap: false });
+    await device.discard(0, 4096);
+    expect(ring.sent.slice(4)).toEqual([write]);
+    expect(device.stats()).toMatchObject({ writes: 2, writtenBytes: mebibyte + 4096, discards: 1, errors: 0 });
+    await device.close();
+  });
 });

@@ -1,0 +1,92 @@
+// What ring.test.ts runs as processes of their own: the ends of processes and workers, on the built package.
+import { readdirSync } from 'node:fs';
+import { setTimeout } from 'node:timers/promises';
+import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
+import { openDirectDevice } from '../../dist/storage/direct-device.js';
+import { ioMemory } from '../../dist/storage/io-memory.js';
+import { openRing } from '../../dist/storage/ring.js';
+
+const sizeBytes = 4 * 1024 * 1024;
+
+function denied() {
+  let refusal;
+  try {
+    openRing({ engine: 'io_uring' });
+  } catch (error) {
+    refusal = { code: error.code, errno: error.errno };
+  }
+  const { engine, reason } = openRing().report();
+  console.log(JSON.stringify({ engine, reason, refusal }));
+}
+
+async function idle(engine, path) {
+  const device = await openDirectDevice(path, { engine, create: { sizeBytes } });
+  await device.write(0, Buffer.alloc(4096, 1));
+  await device.read(0, Buffer.alloc(4096));
+  console.log('done');
+}
+
+async function terminate(engine, path) {
+  const device = await openDirectDevice(path, { engine, create: { sizeBytes } });
+  await device.close();
+  let ended = 0;
+  for (let round = 0; round < 15; round++) {
+    const worker = new Worker(new URL(import.meta.url), { workerData: { engine, path } });
+    const exited = new Promise((resolve, reject) => {
+      worker.once('exit', resolve);
+      worker.once('error', reject);
+    });
+    await new Promise((resolve) => {
+      worker.once('message', resolve);
+    });
+    await setTimeout(round);
+    await worker.terminate();
+    await exited;
+    ended++;
+  }
+  console.log(`${ended} workers ended`);
+}
+
+/** Keeps the device busy with reads and writes, small and big, leased and foreign, until it is terminated. */
+async function load({ engine, path }) {
+  const device = await openDirectDevice(path, { engine, exclusive: false });
+  const loop = async (index) => {
+    const lease = ioMemory().lease(16_384);
+    const foreign = new Uint8Array(600 * 1024);
+    for (let round = 0; ; round++) {
+      const offset = ((index * 37 + round) % 64) * 4096;
+      if (index % 3 === 0) await device.write(offset, lease.bytes);
+      else if (index % 3 === 1) await device.read(offset, lease.bytes);
+      else await device.read(offset, foreign);
+      if (round % 16 === 15) await device.flush();
+    }
+  };
+  const loops = Array.from({ length: 48 }, (_, index) => loop(index));
+  await setTimeout(5);
+  parentPort.postMessage('busy');
+  await Promise.all(loops);
+}
+
+function count(folder) {
+  return readdirSync(folder).length;
+}
+
+async function close(engine) {
+  const cycle = async () => {
+    openRing({ engine, threads: 3 }).close();
+    await setTimeout(1);
+  };
+  await cycle();
+  const before = [count('/proc/self/fd'), count('/proc/self/task')];
+  for (let round = 0; round < 50; round++) await cycle();
+  await setTimeout(50);
+  const after = [count('/proc/self/fd'), count('/proc/self/task')];
+  console.log(JSON.stringify({ before, after }));
+}
+
+if (isMainThread) {
+  const [what, engine, path] = process.argv.slice(2);
+  await { denied, idle, terminate, close }[what](engine, path);
+} else {
+  await load(workerData);
+}

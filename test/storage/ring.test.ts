@@ -1,0 +1,87 @@
+import { execFile } from 'node:child_process';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { openRing } from '../../lib/storage/ring.ts';
+import { engines } from './engines.ts';
+
+const run = promisify(execFile);
+const program = fileURLToPath(new URL('./ring-worker.mjs', import.meta.url));
+const denier = fileURLToPath(new URL('./deny-io-uring.py', import.meta.url));
+let folder: string;
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'holdfast-ring-'));
+});
+afterAll(async () => {
+  vi.unstubAllEnvs();
+  await rm(folder, { recursive: true });
+});
+
+describe('the choice of the engine', () => {
+  test('is reported with its reason', () => {
+    const ring = openRing({ engine: 'threads', threads: 2, capacity: 8 });
+    expect(ring.report()).toEqual({
+      engine: 'threads',
+      reason: 'asked for by the option engine',
+      capacity: 8,
+      threads: 2,
+      features: [],
+    });
+    ring.close();
+  });
+
+  test('HOLDFAST_ENGINE says what `auto` is, and an option goes before it', () => {
+    vi.stubEnv('HOLDFAST_ENGINE', 'threads');
+    const ring = openRing();
+    expect(ring.report()).toMatchObject({ engine: 'threads', reason: 'asked for by HOLDFAST_ENGINE' });
+    ring.close();
+    vi.stubEnv('HOLDFAST_ENGINE', 'steam');
+    expect(() => openRing()).toThrow(expect.objectContaining({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' }));
+    const other = openRing({ engine: 'threads' });
+    expect(other.report().engine).toBe('threads');
+    other.close();
+    vi.unstubAllEnvs();
+  });
+
+  test.each([
+    ['EPERM', /^io_uring is (denied|switched off) \(io_uring_setup says EPERM\)/],
+    ['ENOSYS', /^the kernel has no io_uring/],
+    ['ENOMEM', /ulimit -l/],
+  ])(
+    'where io_uring answers %s, threads serve and the reason is told; asked for by name it is an error',
+    async (errno, reason) => {
+      const { stdout } = await run('python3', [denier, errno, process.execPath, program, 'denied']);
+      expect(JSON.parse(stdout)).toEqual({
+        engine: 'threads',
+        reason: expect.stringMatching(reason),
+        refusal: { code: 'ERR_HOLDFAST_NOT_SUPPORTED', errno },
+      });
+    },
+  );
+});
+
+describe.each(engines)('with the engine %s', (engine) => {
+  test('an idle ring does not keep the process alive', async () => {
+    const { stdout } = await run(process.execPath, [program, 'idle', engine, join(folder, `idle-${engine}`)], {
+      timeout: 20_000,
+    });
+    expect(stdout).toBe('done\n');
+  });
+
+  test('workers that end with requests in flight end cleanly, again and again', async () => {
+    const { stdout } = await run(process.execPath, [program, 'terminate', engine, join(folder, `end-${engine}`)], {
+      timeout: 60_000,
+    });
+    expect(stdout).toBe('15 workers ended\n');
+  });
+
+  test('a ring that is closed gives back its descriptors and threads', async () => {
+    const { stdout } = await run(process.execPath, [program, 'close', engine], { timeout: 20_000 });
+    const { before, after } = JSON.parse(stdout) as { before: number[]; after: number[] };
+    expect(after).toEqual(before);
+  });
+});
