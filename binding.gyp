@@ -3,7 +3,7 @@
 # other code may be compiled for an instruction set that the processor may lack.
 {
   "target_defaults": {
-    "cflags": ["-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffile-prefix-map=<!(pwd)=."],
+    "cflags": ["-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-ffile-prefix-map=<!(pwd)=."],
     "cflags_cc!": ["-std=gnu++17", "-std=gnu++20"],
     "cflags_cc": ["-std=c++20", "-fno-exceptions", "-fno-rtti"],
     "defines": ["NAPI_VERSION=8", "_FILE_OFFSET_BITS=64"],
@@ -13,7 +13,9 @@
     {
       "target_name": "holdfast",
       "sources": ["<!@(grep -v '^#' native/sources.txt)"],
-      "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"],
+      # With the C++ library inside, and without the parts of it that nobody needs, the binary runs where that library is
+      # older, and asks for no newer C library than its own code does.
+      "ldflags": ["-static-libstdc++", "-Wl,--exclude-libs,ALL", "-Wl,--gc-sections"],
       "libraries": ["-ldl"],
       "conditions": [
         ["target_arch=='x64'", { "dependencies": ["crc32c_sse42", "crc32c_avx512"] }]

@@ -1,0 +1,127 @@
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "region/cache_flush.h"
+#include "region/mapping.h"
+#include "test/check.h"
+
+using namespace holdfast::region;
+
+namespace {
+
+// A folder that goes when the test ends.
+class Folder {
+ public:
+  Folder() {
+    const char* parent = getenv("TMPDIR");
+    path_ = std::string(parent != nullptr ? parent : "/tmp") + "/holdfast-region-XXXXXX";
+    CHECK(mkdtemp(path_.data()) != nullptr);
+  }
+  ~Folder() {
+    unlink(File().c_str());
+    rmdir(path_.c_str());
+  }
+  std::string File() const { return path_ + "/region"; }
+
+ private:
+  std::string path_;
+};
+
+Mapping::Options OfSize(const Folder& folder, uint64_t size_bytes) {
+  return {.path = folder.File(), .size_bytes = size_bytes, .size_limit_bytes = 1 << 30, .create = true};
+}
+
+}  // namespace
+
+TEST("what is stored in a mapping is in the next mapping of the file") {
+  Folder folder;
+  {
+    Mapping mapping;
+    CHECK(mapping.Open(OfSize(folder, 5000)).error == 0);
+    CHECK(mapping.size() % 4096 == 0 && mapping.size() >= 5000);
+    memset(mapping.data(), 7, mapping.size());
+    CHECK(mapping.Persist(0, mapping.size()).error == 0);
+    CHECK(mapping.Persist(mapping.size(), 0).error == 0);
+    CHECK(mapping.Persist(4095, 2).error == 0);
+  }
+  Mapping again;
+  CHECK(again.Open({.path = folder.File(), .size_bytes = 0, .size_limit_bytes = 1 << 30, .create = false}).error == 0);
+  CHECK(again.data()[0] == 7 && again.data()[again.size() - 1] == 7);
+}
+
+TEST("a mapped file cannot be mapped again until it is released") {
+  Folder folder;
+  Mapping first;
+  CHECK(first.Open(OfSize(folder, 4096)).error == 0);
+  {
+    Mapping second;
+    CHECK(second.Open(OfSize(folder, 4096)).error == EAGAIN);
+  }
+  first.ReleaseFile();
+  Mapping third;
+  CHECK(third.Open(OfSize(folder, 4096)).error == 0);
+  first.data()[0] = 9;
+  CHECK(third.data()[0] == 9);
+}
+
+TEST("a mapping that cannot be made leaves no file") {
+  Folder folder;
+  Mapping::Options options = OfSize(folder, 1 << 20);
+  options.size_limit_bytes = 4096;
+  Mapping mapping;
+  CHECK(mapping.Open(options).error == EFBIG);
+  struct stat status;
+  CHECK(stat(folder.File().c_str(), &status) != 0);
+}
+
+TEST("memory that is kept after its mapping can still be used") {
+  Folder folder;
+  uint8_t* data;
+  size_t size;
+  {
+    Mapping mapping;
+    CHECK(mapping.Open(OfSize(folder, 4096)).error == 0);
+    data = mapping.data();
+    size = mapping.size();
+    data[1] = 5;
+    mapping.KeepAddresses();
+  }
+  CHECK(data[1] == 5);
+  data[size - 1] = 6;
+  CHECK(data[size - 1] == 6);
+}
+
+TEST("ranges are persisted from several threads at once") {
+  Folder folder;
+  Mapping mapping;
+  CHECK(mapping.Open(OfSize(folder, 1 << 20)).error == 0);
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < 4; i++) {
+    threads.emplace_back([&mapping, i] {
+      for (size_t round = 0; round < 20; round++) {
+        mapping.data()[i * 100000 + round] = static_cast<uint8_t>(round);
+        if (mapping.Persist(i * 100000, 100000).error != 0) abort();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST("caches are written back for exactly the range, of any alignment, with the data unchanged") {
+  for (size_t length = 0; length < 300; length++) {
+    std::unique_ptr<uint8_t[]> block(new uint8_t[length]);
+    if (length > 0) memset(block.get(), 3, length);
+    FlushCache(block.get(), length);
+    bool unchanged = true;
+    for (size_t i = 0; i < length; i++) unchanged = unchanged && block[i] == 3;
+    CHECK(unchanged);
+  }
+}

@@ -1,0 +1,54 @@
+// Runs the native code under the address and undefined-behaviour sanitizers:
+//
+//   1. CMake builds the addon and the native unit tests with them; ctest runs the unit tests (with leak detection).
+//   2. The tests in test/storage run on that addon, inside of Node, with the sanitizers' libraries loaded first.
+//
+// Needs cmake, and a GCC with its sanitizers. Run it after `npm run build` (npm run test:native does).
+import { spawnSync } from 'node:child_process';
+import { cpus } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { requireNodeDirectory } from './node-headers.mjs';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+const build = join(root, 'build', 'sanitized');
+
+function run(command, arguments_, environment = {}) {
+  console.log(`> ${command} ${arguments_.join(' ')}`);
+  const { status, signal, error } = spawnSync(command, arguments_, {
+    cwd: root,
+    stdio: 'inherit',
+    env: { ...process.env, ...environment },
+  });
+  if (status === 0) return;
+  console.error(error?.message ?? `${command} failed (${signal ?? status})`);
+  process.exit(1);
+}
+
+/** The path of a runtime library of the compiler that CMake uses. */
+function libraryPath(name) {
+  const { stdout } = spawnSync(process.env.CXX ?? 'c++', [`-print-file-name=${name}`], { encoding: 'utf8' });
+  const path = stdout?.trim() ?? '';
+  if (path.startsWith('/')) return path;
+  console.error(`${name} was not found; install GCC with its sanitizers`);
+  return process.exit(1);
+}
+
+const options = [
+  `-DNODE_INCLUDE_DIR=${join(requireNodeDirectory(), 'include', 'node')}`,
+  '-DHOLDFAST_SANITIZE=address,undefined',
+  '-DCMAKE_BUILD_TYPE=RelWithDebInfo',
+];
+run('cmake', ['-S', root, '-B', build, ...options]);
+run('cmake', ['--build', build, '--parallel', String(cpus().length)]);
+const undefinedBehaviour = { UBSAN_OPTIONS: 'print_stacktrace=1:halt_on_error=1' };
+run('ctest', ['--test-dir', build, '--output-on-failure', '--no-tests=error'], undefinedBehaviour);
+
+// Node itself leaks at exit by design, so leaks are looked for in the unit tests only.
+const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs');
+run(process.execPath, [vitest, 'run', '--project', 'unit', 'test/storage', ...process.argv.slice(2)], {
+  ...undefinedBehaviour,
+  ASAN_OPTIONS: 'detect_leaks=0:halt_on_error=1:abort_on_error=1',
+  LD_PRELOAD: `${libraryPath('libasan.so')} ${libraryPath('libubsan.so')}`,
+  HOLDFAST_ADDON: join(build, 'holdfast.node'),
+});
