@@ -16,6 +16,7 @@ import { HoldfastError, type HoldfastErrorCode, throwIfAborted } from '../base/e
 import { type Address, type Connection, type ConnectionHandler, formatAddress } from '../base/network.ts';
 import { BaseDevice } from '../storage/base-device.ts';
 import type { BlockDevice, Geometry, IoOptions, WriteOptions, WriteZeroesOptions } from '../storage/block-device.ts';
+import { UnalignedDevice } from '../storage/unaligned.ts';
 import { ByteQueue } from './byte-queue.ts';
 import { type ClientAgreement, ClientNegotiation } from './client-negotiation.ts';
 import { type AwaitedReply, ReplyReader } from './reply-reader.ts';
@@ -94,7 +95,8 @@ export async function connectNbd(address: Address, options: ConnectNbdOptions): 
     timeoutMs - (clock.nowMs() - beganMs),
     signal,
   );
-  return new NbdDevice(link, agreement, name, options.readOnly ?? false);
+  const device = new NbdDevice(link, agreement, name, options.readOnly ?? false);
+  return agreement.minimumBlockBytes > 1 ? new UnalignedDevice(device) : device;
 }
 
 function checkedLimits(options: ConnectNbdOptions): LinkLimits {

@@ -1,9 +1,11 @@
 /**
  * The memory that payloads live in between the socket and the device, shared by all connections of a server. What is
  * leased at a time is bounded; who does not get its share waits its turn. Buffers given back are kept for the next
- * request, up to the same bound.
+ * request, up to the same bound. They are I/O memory, which a direct device takes as it is; the biggest, and those for
+ * which no I/O memory is free, are plain memory.
  */
 import { assert } from '../base/errors.ts';
+import { IoMemory } from '../storage/io-memory.ts';
 
 export interface PayloadLease {
   /** Exactly the length asked for. */
@@ -13,17 +15,23 @@ export interface PayloadLease {
 }
 
 const SMALLEST_BYTES = 4096;
+const ARENA_BYTES = 4 * 1024 * 1024;
+
+interface Backing {
+  readonly bytes: Uint8Array;
+  release(): void;
+}
 
 class PooledLease implements PayloadLease {
   bytes: Uint8Array;
   leased = false;
-  readonly whole: Uint8Array;
+  readonly backing: Backing;
   readonly home: PooledLease[];
   readonly #pool: PayloadPool;
 
-  constructor(whole: Uint8Array, home: PooledLease[], pool: PayloadPool) {
-    this.whole = whole;
-    this.bytes = whole;
+  constructor(backing: Backing, home: PooledLease[], pool: PayloadPool) {
+    this.backing = backing;
+    this.bytes = backing.bytes;
     this.home = home;
     this.#pool = pool;
   }
@@ -35,8 +43,11 @@ class PooledLease implements PayloadLease {
 
 export class PayloadPool {
   readonly limitBytes: number;
+  readonly #memory: IoMemory;
+  readonly #arenaBytes: number;
   #usedBytes = 0;
   #keptBytes = 0;
+  #closed = false;
   /** By power of two. */
   readonly #free: PooledLease[][] = [];
   /** First come, first served; one entry for each connection at most. */
@@ -44,6 +55,9 @@ export class PayloadPool {
 
   constructor(limitBytes: number) {
     this.limitBytes = limitBytes;
+    const arenaBytes = Math.min(ARENA_BYTES, 2 ** Math.floor(Math.log2(limitBytes)));
+    this.#memory = new IoMemory({ totalBytes: limitBytes, arenaBytes });
+    this.#arenaBytes = arenaBytes;
   }
 
   get usedBytes(): number {
@@ -59,10 +73,13 @@ export class PayloadPool {
     this.#free[order] ??= [];
     const home = this.#free[order];
     let lease = home.pop();
-    if (lease === undefined) lease = new PooledLease(new Uint8Array(bytes), home, this);
-    else this.#keptBytes -= bytes;
+    if (lease !== undefined) this.#keptBytes -= bytes;
+    else {
+      if (this.#usedBytes + this.#keptBytes > this.limitBytes) this.#dropKept();
+      lease = new PooledLease(this.#backing(bytes), home, this);
+    }
     lease.leased = true;
-    if (lease.bytes.length !== length) lease.bytes = lease.whole.subarray(0, length);
+    if (lease.bytes.length !== length) lease.bytes = lease.backing.bytes.subarray(0, length);
     return lease;
   }
 
@@ -78,17 +95,39 @@ export class PayloadPool {
   takeBack(lease: PooledLease): void {
     assert(lease.leased, 'a lease is released once');
     lease.leased = false;
-    const bytes = lease.whole.length;
+    const bytes = lease.backing.bytes.length;
     this.#usedBytes -= bytes;
     if (this.#usedBytes + this.#keptBytes + bytes <= this.limitBytes) {
       this.#keptBytes += bytes;
       lease.home.push(lease);
-    }
+    } else lease.backing.release();
+    if (this.#closed) this.#letGo();
     for (const retry of this.#waiting) {
       this.#waiting.delete(retry);
       retry();
       // Whoever asked again goes to the end of the line, and there is nothing left for those behind it.
       if (this.#waiting.has(retry)) return;
     }
+  }
+
+  /** Lets go of the memory, as soon as all leases are back. */
+  close(): void {
+    this.#closed = true;
+    this.#letGo();
+  }
+
+  #dropKept(): void {
+    for (const home of this.#free) for (const lease of home?.splice(0) ?? []) lease.backing.release();
+    this.#keptBytes = 0;
+  }
+
+  #letGo(): void {
+    this.#dropKept();
+    if (this.#usedBytes === 0) this.#memory.close();
+  }
+
+  #backing(bytes: number): Backing {
+    const lease = bytes <= this.#arenaBytes ? this.#memory.tryLease(bytes) : undefined;
+    return lease ?? { bytes: new Uint8Array(bytes), release: () => {} };
   }
 }

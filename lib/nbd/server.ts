@@ -188,6 +188,7 @@ export class NbdServer implements AsyncDisposable {
     this.#closing ??= (async () => {
       await this.#listener?.close();
       await this.#endConnections(() => true);
+      this.#pool.close();
     })();
     return this.#closing;
   }

@@ -48,7 +48,7 @@ export class FakeConnection implements Connection {
   destroy(): void {
     if (this.destroyed) return;
     this.destroyed = true;
-    queueMicrotask(() => this.#handler!.onClose(undefined));
+    queueMicrotask(() => this.#handler?.onClose(undefined));
   }
 
   // What the test does
