@@ -40,8 +40,11 @@ export {
   type DirectReport,
   openDirectDevice,
 } from './storage/direct-device.ts';
+export { assertMayOverwrite, type BlankOptions, isShownBlank, type OverwriteConsent } from './storage/guard.ts';
+export { type DeviceIdentity, deviceIdentity } from './storage/identity.ts';
 export { type IoLease, IoMemory, type IoMemoryOptions, type IoMemoryUsage, ioMemory } from './storage/io-memory.ts';
 export { MemoryDevice, type MemoryDeviceOptions } from './storage/memory-device.ts';
+export { type OpenDeviceOptions, OpenedDevice, openDevice } from './storage/open-device.ts';
 export { openRegion, type PersistMeans, type Region, type RegionOptions, regionBytesMax } from './storage/region.ts';
 export type { EngineName, EngineReport, RingOptions } from './storage/ring.ts';
 export { type ProbeOptions, probeSignatures, type Signature } from './storage/signatures.ts';

@@ -1,0 +1,41 @@
+/** The public opener: a block device or file as a BlockDevice that serves any request. */
+import { type DirectDevice, type DirectDeviceOptions, type DirectReport, openDirectDevice } from './direct-device.ts';
+import { UnalignedDevice } from './unaligned.ts';
+
+export type OpenDeviceOptions = DirectDeviceOptions;
+
+export class OpenedDevice extends UnalignedDevice {
+  readonly #direct: DirectDevice;
+
+  /** Made by `openDevice`. */
+  constructor(direct: DirectDevice) {
+    super(direct);
+    this.#direct = direct;
+  }
+
+  /** Which engine serves it and whether past the page cache, with the reasons. */
+  report(): DirectReport {
+    return this.#direct.engineReport();
+  }
+}
+
+/**
+ * Opens a block device or a file at device speed.
+ *
+ * ```ts
+ * await using device = await openDevice('/dev/nvme0n1', { readOnly: true });
+ * await device.read(0, buffer);
+ * ```
+ *
+ * Requests of any offset and length in bytes are served; those that are not whole logical blocks cost extra work and
+ * are counted in `stats().unalignedRequests`. Buffers leased from `ioMemory()` are not copied.
+ *
+ * What stands on the device is not looked at: before overwriting one, ask `assertMayOverwrite`.
+ *
+ * @throws HoldfastError ERR_HOLDFAST_NOT_FOUND, _ACCESS, _READ_ONLY, _DEVICE_BUSY (mounted, or held by another opening),
+ *   _DEVICE_EXISTS (`create`), _NO_SPACE, _NOT_SUPPORTED (`direct: 'required'`, an engine that cannot be had),
+ *   _BAD_ARGUMENT (neither device nor file; a size that is not whole blocks), _IO.
+ */
+export async function openDevice(path: string, options: OpenDeviceOptions = {}): Promise<OpenedDevice> {
+  return new OpenedDevice(await openDirectDevice(path, options));
+}
