@@ -76,6 +76,8 @@ const refuseSchema = z.object({ reason: z.string().max(64) });
 
 interface Refusal {
   readonly code: HoldfastErrorCode;
+  /** As the refusing end reads it, after "NAME was refused: ", where it has nothing more exact to say. */
+  readonly said?: string;
   /** As the refused end reads it, after "NAME refused: ". */
   readonly told: string;
 }
@@ -99,6 +101,7 @@ const refusals: Readonly<Record<RefusalReason, Refusal>> = {
   },
   'duplicate-name': {
     code: 'ERR_HOLDFAST_DUPLICATE_NAME',
+    said: 'another running node has taken its name since; give each node its own name',
     told: 'another running node has the name of this one; give each node its own name',
   },
   'unknown-peer': {
@@ -115,6 +118,7 @@ const refusals: Readonly<Record<RefusalReason, Refusal>> = {
   },
   'session-exists': {
     code: 'ERR_HOLDFAST_HANDSHAKE',
+    said: 'there is a session with it already',
     told: 'it has a session with this node already',
   },
 };
@@ -216,7 +220,7 @@ export class Handshake {
         case 'accept':
           return this.#accept();
         case 'refuse':
-          throw new Refused(event.reason, refusals[event.reason].told);
+          throw new Refused(event.reason, refusals[event.reason].said ?? refusals[event.reason].told);
         case 'deadline':
           return [
             this.#fail('ERR_HOLDFAST_TIMEOUT', `${this.#who} did not finish the handshake in ${event.afterMs} ms`),

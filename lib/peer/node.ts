@@ -45,7 +45,7 @@ export interface PeerLimits {
   readonly bulkAnswerBytes?: number;
   /** Handlers that run at once, for each peer and channel. Default 1024. */
   readonly handlersMax?: number;
-  /** Requests that wait for credit, for each peer and channel; beyond it ERR_HOLDFAST_BUSY. Default 16384. */
+  /** Requests that wait for credit, for each peer and channel; beyond it ERR_HOLDFAST_QUEUE_FULL. Default 16384. */
   readonly waitingMax?: number;
 }
 

@@ -53,7 +53,7 @@ export interface ChannelLimits {
   /** What the answers that we prepare may hold together. */
   readonly replyBudgetBytes: number;
   readonly handlersMax: number;
-  /** Requests that wait for credit. Beyond it they fail with ERR_HOLDFAST_BUSY. */
+  /** Requests that wait for credit. Beyond it they fail with ERR_HOLDFAST_QUEUE_FULL. */
   readonly waitingMax: number;
 }
 
@@ -378,7 +378,7 @@ export class Session<Request extends OutgoingRequest> {
       );
     if (state.waiting.length >= state.limits.waitingMax)
       throw new HoldfastError(
-        'ERR_HOLDFAST_BUSY',
+        'ERR_HOLDFAST_QUEUE_FULL',
         `${state.limits.waitingMax} requests wait for ${this.#options.peer} already; try again later`,
       );
     state.waiting.push(request);
