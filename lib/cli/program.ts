@@ -1,23 +1,20 @@
 /** The commands of `holdfast`, and what `--help` says. Each is in a file of its own. */
 import { spawn } from 'node:child_process';
-import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { Command } from 'commander';
 import { makeKey } from '../daemon/config-file.ts';
+import { addBenchCommand } from './bench-command.ts';
 import type { CliContext } from './context.ts';
+import { addDemoCommand } from './demo.ts';
 import { EXIT } from './exit-code.ts';
+import { packageRoot, release } from './release.ts';
+import { addServeCommand } from './serve-command.ts';
 import { addStatusCommands } from './status-command.ts';
-
-const packageRoot = new URL('../../', import.meta.url);
+import { addVolumeCommands } from './volume-commands.ts';
 
 const EXIT_CODES = `
 Exit codes: ${EXIT.ok} done, ${EXIT.failed} failed, ${EXIT.usage} wrong command line, ${EXIT.config} wrong configuration, ${EXIT.notRunning} no server answers (or one does
 already), ${EXIT.refused} refused because data would be lost, ${EXIT.degraded} status --check found something, ${EXIT.interrupted} interrupted.`;
-
-function release(): string {
-  const text = readFileSync(new URL('package.json', packageRoot), 'utf8');
-  return (JSON.parse(text) as { version: string }).version;
-}
 
 /** `exit` sets the exit code of a command that has done its work and still has something to say by it. */
 export function buildProgram(context: CliContext, exit: (code: number) => void): Command {
@@ -32,7 +29,11 @@ export function buildProgram(context: CliContext, exit: (code: number) => void):
     })
     .addHelpText('after', EXIT_CODES)
     .exitOverride();
+  addServeCommand(program, context);
+  addVolumeCommands(program, context);
   addStatusCommands(program, context, exit);
+  addBenchCommand(program, context);
+  addDemoCommand(program, context, exit);
   addMakeKeyCommand(program, context);
   addBuildNativeCommand(program, exit);
   return program;

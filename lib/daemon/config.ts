@@ -42,6 +42,8 @@ export interface ExportConfig {
   readonly address: Address;
   readonly target: ExportTarget;
   readonly readOnly: boolean;
+  /** Clients of other machines may come: said by name, since NBD asks nobody for a key. */
+  readonly allowRemote: boolean;
 }
 
 export interface PeerConfig {
@@ -127,7 +129,7 @@ function ownPaths(member: MemberConfig, own: string, absolute: (path: string) =>
 }
 
 function exportConfig(exported: ExportSettings, absolute: (path: string) => string): ExportConfig {
-  const { address, readOnly, volume, device } = exported;
+  const { address, readOnly, allowRemote, volume, device } = exported;
   const target: ExportTarget =
     volume !== undefined ? { kind: 'volume', volume } : { kind: 'device', path: absolute(device!) };
   return {
@@ -135,6 +137,7 @@ function exportConfig(exported: ExportSettings, absolute: (path: string) => stri
     address: address.kind === 'unix' ? { kind: 'unix', path: absolute(address.path) } : address,
     target,
     readOnly,
+    allowRemote,
   };
 }
 

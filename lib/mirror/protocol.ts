@@ -72,7 +72,7 @@ export const attachMethod = define({
 export const adoptMethod = define({
   id: 2,
   name: 'adopt',
-  channel: 'control',
+  channel: 'bulk',
   request: z.strictObject({ volume: id, view: viewSchema, scope: z.enum(['nothing', 'bitmap', 'all']) }),
   response: empty,
   maxRequestDataBytes: 0,

@@ -78,6 +78,7 @@ describe('the sample in docs/config.md', () => {
         address: { kind: 'unix', path: '/run/holdfast/data.nbd' },
         target: { kind: 'volume', volume: 'data' },
         readOnly: false,
+        allowRemote: false,
       },
     ]);
     expect([a.heartbeatMs, a.leaseMs, a.link, a.engine]).toEqual([500, 3000, 'tls', 'auto']);

@@ -1,0 +1,263 @@
+/**
+ * Two real server processes in a temporary folder, for the demo: their devices, configuration and key, their start, kill
+ * and clean stop. Whatever happens, no process and no file is left behind (unless the folder is to be kept): servers
+ * also stop by themselves when this process is gone, since their standard input ends with it.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { open, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { HoldfastError } from '../base/errors.ts';
+import { type Address, formatAddress } from '../base/network.ts';
+import { makeKey } from '../daemon/config-file.ts';
+import { ControlClient } from '../daemon/control-client.ts';
+import type { DaemonStatus, VolumeStatus } from '../daemon/status.ts';
+import type { CliContext } from './context.ts';
+import { fetchStatus } from './status-command.ts';
+
+export const NODES = ['a', 'b'] as const;
+export type NodeName = (typeof NODES)[number];
+export const VOLUME = 'demo';
+
+const START_TIMEOUT_MS = 30_000;
+const STOP_PATIENCE_MS = 5000;
+const POLL_MS = 50;
+const KEPT_OUTPUT_BYTES = 16 * 1024;
+const main = fileURLToPath(new URL('./main.js', import.meta.url));
+
+interface Server {
+  readonly process: ChildProcess;
+  /** Resolves with the exit code, or the signal that ended it. */
+  readonly ended: Promise<number | NodeJS.Signals>;
+  output: string;
+}
+
+export interface DemoClusterOptions {
+  readonly volumeBytes: number;
+  readonly deviceBytes: number;
+  readonly keep: boolean;
+}
+
+export class DemoCluster implements AsyncDisposable {
+  readonly folder: string;
+  readonly #context: CliContext;
+  readonly #options: DemoClusterOptions;
+  readonly #servers = new Map<NodeName, Server>();
+  readonly #onExit = (): void => this.#removeAtExit();
+
+  constructor(context: CliContext, options: DemoClusterOptions) {
+    this.#context = context;
+    this.#options = options;
+    this.folder = mkdtempSync(join(tmpdir(), 'holdfast-demo-'));
+    process.on('exit', this.#onExit);
+  }
+
+  device(node: NodeName): string {
+    return join(this.folder, `${node}.img`);
+  }
+
+  /** Where clients reach the volume on a node. */
+  exportAddress(node: NodeName): Address {
+    return { kind: 'unix', path: join(this.folder, `${node}.nbd`) };
+  }
+
+  get config(): string {
+    return join(this.folder, 'demo.jsonc');
+  }
+
+  /** Writes key, devices and configuration, and creates the volume on both. */
+  async create(): Promise<void> {
+    const key = new Uint8Array(32);
+    this.#context.environment.random.fill(key);
+    await makeKey(join(this.folder, 'demo.key'), key);
+    await writeFile(this.config, await this.#configText());
+    for (const node of NODES) {
+      await createFile(this.device(node), this.#options.deviceBytes);
+      await this.#run('create', this.config, VOLUME, '--node', node);
+    }
+  }
+
+  /** Starts a server process; resolves when it answers. */
+  async start(node: NodeName): Promise<void> {
+    const child = spawn(process.execPath, [main, 'serve', this.config, '--node', node, '--until-stdin-ends'], {
+      stdio: ['pipe', 'pipe', 'pipe'],
+      // Ctrl-C goes to this process alone: it stops the servers in order.
+      detached: true,
+    });
+    const server: Server = { process: child, ended: endOf(child), output: '' };
+    const keep = (chunk: Buffer): void => {
+      server.output = (server.output + chunk.toString()).slice(-KEPT_OUTPUT_BYTES);
+    };
+    child.stdout!.on('data', keep);
+    child.stderr!.on('data', keep);
+    this.#servers.set(node, server);
+    await this.until(node, () => true, START_TIMEOUT_MS, `server ${node} to answer`);
+  }
+
+  /** SIGKILL: the process gets no chance to finish anything. */
+  async kill(node: NodeName): Promise<void> {
+    const server = this.#server(node);
+    server.process.kill('SIGKILL');
+    await server.ended;
+    this.#servers.delete(node);
+  }
+
+  /** SIGTERM, and waits. Throws if the server did not stop cleanly. */
+  async stop(node: NodeName): Promise<void> {
+    const server = this.#server(node);
+    server.process.kill('SIGTERM');
+    const how = await server.ended;
+    this.#servers.delete(node);
+    if (how !== 0) throw serverError(`server ${node} did not stop cleanly (${how})`, server);
+  }
+
+  pid(node: NodeName): number {
+    return this.#server(node).process.pid!;
+  }
+
+  async status(node: NodeName): Promise<DaemonStatus> {
+    const path = join(this.folder, `${node}.sock`);
+    await using client = await ControlClient.connect(this.#context.environment.network, path);
+    return await fetchStatus(client);
+  }
+
+  async volume(node: NodeName): Promise<VolumeStatus> {
+    const { volumes } = await this.status(node);
+    return volumes.find((volume) => volume.name === VOLUME)!;
+  }
+
+  /** Polls a node's status until `done` says so. Throws ERR_HOLDFAST_TIMEOUT, or if a server ends meanwhile. */
+  async until(
+    node: NodeName,
+    done: (status: DaemonStatus) => boolean,
+    timeoutMs: number,
+    what: string,
+  ): Promise<DaemonStatus> {
+    const { clock } = this.#context.environment;
+    const deadlineMs = clock.nowMs() + timeoutMs;
+    for (;;) {
+      const server = this.#server(node);
+      const { exitCode, signalCode } = server.process;
+      if (exitCode !== null || signalCode !== null)
+        throw serverError(`server ${node} has ended (${exitCode ?? signalCode})`, server);
+      const status = await this.status(node).catch(() => undefined);
+      if (status && done(status)) return status;
+      if (clock.nowMs() > deadlineMs)
+        throw new HoldfastError(
+          'ERR_HOLDFAST_TIMEOUT',
+          `waited ${timeoutMs / 1000} s in vain for ${what}; the folder and the servers' words say more: --keep`,
+        );
+      await this.pause(POLL_MS);
+    }
+  }
+
+  /** Waits a while; throws ERR_HOLDFAST_ABORTED after Ctrl-C. */
+  async pause(ms: number): Promise<void> {
+    this.#context.signal.throwIfAborted();
+    await new Promise<void>((resolve) => this.#context.environment.clock.setTimer(ms, resolve));
+    this.#context.signal.throwIfAborted();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const server of this.#servers.values()) server.process.kill('SIGTERM');
+    const gone = Promise.all([...this.#servers.values()].map((server) => server.ended));
+    await Promise.race([gone, this.#patience(gone)]);
+    this.#removeAtExit();
+    process.off('exit', this.#onExit);
+  }
+
+  /** Resolves when servers that were told to stop have had their time, or have gone. */
+  #patience(gone: Promise<unknown>): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = this.#context.environment.clock.setTimer(STOP_PATIENCE_MS, resolve);
+      gone.finally(() => timer.cancel());
+    });
+  }
+
+  #removeAtExit(): void {
+    for (const server of this.#servers.values()) server.process.kill('SIGKILL');
+    this.#servers.clear();
+    if (!this.#options.keep) rmSync(this.folder, { recursive: true, force: true });
+  }
+
+  #server(node: NodeName): Server {
+    const server = this.#servers.get(node);
+    if (!server) throw new HoldfastError('ERR_HOLDFAST_INTERNAL', `server ${node} does not run`);
+    return server;
+  }
+
+  async #run(...args: string[]): Promise<void> {
+    const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const server: Server = { process: child, ended: endOf(child), output: '' };
+    for (const stream of [child.stdout, child.stderr])
+      stream.on('data', (chunk: Buffer) => {
+        server.output = (server.output + chunk.toString()).slice(-KEPT_OUTPUT_BYTES);
+      });
+    const how = await server.ended;
+    if (how !== 0) throw serverError(`holdfast ${args[0]} failed (${how})`, server);
+  }
+
+  async #configText(): Promise<string> {
+    const [a, b] = await freeAddresses(this.#context, 2);
+    const id = new Uint8Array(16);
+    this.#context.environment.random.fill(id);
+    const node = (name: NodeName, address: Address) => ({
+      name,
+      addresses: [formatAddress(address)],
+      control: `${name}.sock`,
+      exports: [{ volume: VOLUME, address: `unix:${name}.nbd` }],
+    });
+    const config = {
+      cluster: 'demo',
+      keyFile: 'demo.key',
+      nodes: [node('a', a!), node('b', b!)],
+      volumes: [
+        {
+          name: VOLUME,
+          id: Buffer.from(id)
+            .toString('hex')
+            .replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5'),
+          sizeBytes: this.#options.volumeBytes,
+          members: NODES.map((name) => ({ node: name, device: `${name}.img` })),
+          onLostPeer: { preferred: 'a' },
+        },
+      ],
+    };
+    return `// Made by \`holdfast demo\`: both servers read this file, each takes its own part.\n${JSON.stringify(config, null, 2)}\n`;
+  }
+}
+
+function endOf(child: ChildProcess): Promise<number | NodeJS.Signals> {
+  return new Promise((resolve) => {
+    child.once('error', () => resolve(-1));
+    child.once('close', (code, signal) => resolve(code ?? signal ?? -1));
+  });
+}
+
+function serverError(what: string, server: Server): HoldfastError {
+  return new HoldfastError('ERR_HOLDFAST_DEMO', `${what}; its last words:\n${server.output.trimEnd()}`);
+}
+
+async function createFile(path: string, sizeBytes: number): Promise<void> {
+  const file = await open(path, 'wx', 0o600);
+  try {
+    await file.truncate(sizeBytes);
+  } finally {
+    await file.close();
+  }
+}
+
+/** Ports that nothing listens on at the moment. */
+async function freeAddresses(context: CliContext, count: number): Promise<Address[]> {
+  const loopback: Address = { kind: 'tcp', host: '127.0.0.1', port: 0 };
+  const listeners = await Promise.all(
+    Array.from({ length: count }, () =>
+      context.environment.network.listen(loopback, {}, (connection) => connection.destroy()),
+    ),
+  );
+  const addresses = listeners.map((listener) => listener.address);
+  for (const listener of listeners) await listener.close();
+  return addresses;
+}
