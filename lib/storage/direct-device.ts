@@ -15,7 +15,7 @@
 import { constants } from 'node:fs';
 import { type FileHandle, open, readFile, stat, unlink } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { HoldfastError, type HoldfastErrorCode, isHoldfastError, throwIfAborted } from '../base/errors.ts';
+import { HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
 import { native } from '../native.ts';
 import { type CountedStats, checkRange, isAligned, newStats } from './base-device.ts';
 import type {
@@ -37,6 +37,7 @@ import {
   resultEndedEarly,
   sharedRing,
 } from './ring.ts';
+import { errnoOf, systemError } from './system-error.ts';
 
 export interface DirectDeviceOptions extends RingOptions {
   /** Past the page cache: `auto` (default) where the file system lets us; `required`; or `off`. */
@@ -516,32 +517,6 @@ const assumedBlockBytes = 4096;
 const plainBlockBytes = 512;
 const preferredIoBytes = 128 * 1024;
 
-/** Codes for what the operating system says when a device is opened, and what to do about it. */
-const openErrors: Record<string, readonly [HoldfastErrorCode, string]> = {
-  ENOENT: ['ERR_HOLDFAST_NOT_FOUND', 'check the path, or make the file with `create`'],
-  ENOTDIR: ['ERR_HOLDFAST_NOT_FOUND', 'check the path'],
-  ENXIO: ['ERR_HOLDFAST_NOT_FOUND', 'there is no device behind it'],
-  EACCES: ['ERR_HOLDFAST_ACCESS', 'change its permissions, or run as a user who may open it'],
-  EPERM: ['ERR_HOLDFAST_ACCESS', 'change its permissions, or run as a user who may open it'],
-  EROFS: ['ERR_HOLDFAST_READ_ONLY', 'open it with readOnly'],
-  EBUSY: ['ERR_HOLDFAST_DEVICE_BUSY', 'it is mounted or held by another program: unmount it (lsblk shows who)'],
-  EEXIST: ['ERR_HOLDFAST_DEVICE_EXISTS', 'open it without `create`, or remove it first'],
-  ENOSPC: ['ERR_HOLDFAST_NO_SPACE', 'free some space'],
-  EDQUOT: ['ERR_HOLDFAST_NO_SPACE', 'free some space'],
-  EFBIG: ['ERR_HOLDFAST_NO_SPACE', 'the file system does not hold files of this size'],
-};
-
-function openError(path: string, what: string, cause: unknown): HoldfastError {
-  const errno = errnoOf(cause) ?? 'unknown error';
-  const [code, mend] = openErrors[errno] ?? ['ERR_HOLDFAST_IO', "check the device and the kernel's log"];
-  return new HoldfastError(code, `${path}: ${what} failed: ${errno}; ${mend}`, { cause, errno });
-}
-
-function errnoOf(error: unknown): string | undefined {
-  const code = (error as NodeJS.ErrnoException | undefined)?.code;
-  return typeof code === 'string' ? code : undefined;
-}
-
 function badArgument(message: string): HoldfastError {
   return new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', message);
 }
@@ -588,7 +563,7 @@ async function createFile(path: string, sizeBytes: number): Promise<void> {
     await folder.sync();
   } catch (error) {
     if (made) await unlink(path).catch(nothing);
-    throw openError(path, 'creating it', error);
+    throw systemError(path, 'creating it', error);
   }
 }
 
@@ -597,7 +572,7 @@ async function openExisting(path: string, options: DirectDeviceOptions, ring: Ri
   const exclusive = options.exclusive ?? !readOnly;
   const direct = options.direct ?? 'auto';
   const found = await stat(path).catch((error: unknown) => {
-    throw openError(path, 'opening it', error);
+    throw systemError(path, 'opening it', error);
   });
   if (!found.isBlockDevice() && !found.isFile())
     throw badArgument(`${path} is neither a block device nor a regular file; name one of these`);
@@ -630,7 +605,7 @@ async function openFile(path: string, flags: number): Promise<FileHandle> {
   try {
     return await open(path, flags);
   } catch (error) {
-    throw openError(path, 'opening it', error);
+    throw systemError(path, 'opening it', error);
   }
 }
 
@@ -651,7 +626,7 @@ async function tryDirect(path: string, flags: number): Promise<Access> {
   try {
     handle = await open(path, flags | constants.O_DIRECT);
   } catch (error) {
-    if (errnoOf(error) !== 'EINVAL') throw openError(path, 'opening it', error);
+    if (errnoOf(error) !== 'EINVAL') throw systemError(path, 'opening it', error);
     return notDirect('the file system has no direct I/O (open with O_DIRECT says EINVAL)');
   }
   try {
@@ -661,7 +636,7 @@ async function tryDirect(path: string, flags: number): Promise<Access> {
     await handle.read(lease.bytes, 0, blockBytes, 0);
     return { direct: true, reason: 'the file system offers it', blockBytes, memoryBytes };
   } catch (error) {
-    if (errnoOf(error) !== 'EINVAL') throw openError(path, 'reading its first block', error);
+    if (errnoOf(error) !== 'EINVAL') throw systemError(path, 'reading its first block', error);
     return notDirect('the file system refuses a direct read (EINVAL)');
   } finally {
     await handle.close();

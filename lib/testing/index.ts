@@ -24,4 +24,9 @@ export {
 } from './simulated-disk.ts';
 export { FAULTLESS_LINK, type LinkOptions, SimulatedNetwork } from './simulated-network.ts';
 export { SimulatedRandom } from './simulated-random.ts';
+export {
+  type TemporaryDevice,
+  type TemporaryDeviceOptions,
+  temporaryDevice,
+} from './temporary-device.ts';
 export { Trace, type TraceOptions } from './trace.ts';
