@@ -115,6 +115,8 @@ export class Controller {
   #problem: Problem | undefined;
   #resync: Resync | undefined;
   #lastResync: ResyncProgress | undefined;
+  /** This process has been one of a pair in the view that it knows. */
+  #unbroken = false;
   /** Seen once, both stop until an operator has chosen. */
   #splitBrain = false;
   /** Until then an earlier process of this member may have granted a lease, and the peer may turn up. */
@@ -356,6 +358,7 @@ export class Controller {
       record: { ...this.#record, history: [...this.#record.history] },
       blank: this.#record.dataState === 'created' && (await this.#options.isBlank()),
       unmarked: engine.marks.isEmpty,
+      unbroken: this.#unbroken,
       failed: this.#failed !== undefined,
     };
   }
@@ -397,7 +400,7 @@ export class Controller {
     if (holds && this.#record.clean) await this.#persist({ ...this.#record, clean: false });
     if (!this.#isLive(session)) return;
     this.#attached = session;
-    this.#role = 'paired';
+    this.#bePaired();
     if (holds) {
       engine.open();
       engine.attach(session, true);
@@ -464,6 +467,11 @@ export class Controller {
 
   // --- resync, at the source
 
+  #bePaired(): void {
+    this.#role = 'paired';
+    this.#unbroken = true;
+  }
+
   #startResync(session: PeerSession): void {
     const { engine, environment, resyncWindow, resyncPieceBytes } = this.#options;
     const resync = new Resync({
@@ -495,7 +503,7 @@ export class Controller {
     await session.request(joinMethod, { volume: volumeId, view });
     if (!this.#isLive(session)) return;
     this.#joining = false;
-    this.#role = 'paired';
+    this.#bePaired();
     this.#lastResync = resync.progress();
     this.#resync = undefined;
     this.#options.onChange({ kind: 'resync-finished', bytes: this.#lastResync.doneBytes });
@@ -512,7 +520,7 @@ export class Controller {
       await this.#enter(view, view.id);
       engine.marks.clear();
       if (!this.#isLive(session)) throw notNow('join');
-      this.#role = 'paired';
+      this.#bePaired();
       return { control: {} };
     });
   }
@@ -670,8 +678,8 @@ export class Controller {
 }
 
 function stateOf(meeting: Meeting): MeetingState {
-  const { member, record, blank, unmarked } = meeting;
-  return { member, record, blank, unmarked };
+  const { member, record, blank, unmarked, unbroken } = meeting;
+  return { member, record, blank, unmarked, unbroken };
 }
 
 /** Settings that both sides must agree on before they compare anything. */

@@ -49,6 +49,7 @@ export const meetingSchema = z.strictObject({
   record: recordSchema,
   blank: z.boolean(),
   unmarked: z.boolean(),
+  unbroken: z.boolean(),
   failed: z.boolean(),
 });
 

@@ -116,6 +116,11 @@ export interface MeetingState {
   readonly blank: boolean;
   /** The bitmap of this side has no grain set. */
   readonly unmarked: boolean;
+  /**
+   * This process has been in sync since the view was made or resumed: everything that the member has acknowledged is on
+   * its device. After a restart the power may have been cut, and what was not flushed be lost.
+   */
+  readonly unbroken: boolean;
 }
 
 export type RefusalCode =
@@ -171,8 +176,10 @@ function meetSame(first: MeetingState, second: MeetingState): MeetingVerdict {
   const secondGood = mayServe(second.record, 1);
   if (firstGood && secondGood) {
     if (first.unmarked && second.unmarked) return { kind: 'equal', rule: 'same-and-unmarked' };
-    const source = newest.holder === 0 ? first : second;
-    return { kind: 'resync', rule: 'same-from-holder', source: source.member, scope: 'bitmap' };
+    if (first.unbroken !== second.unbroken) {
+      return { kind: 'resync', rule: 'same-from-unbroken', source: first.unbroken ? 0 : 1, scope: 'bitmap' };
+    }
+    return { kind: 'resync', rule: 'same-from-holder', source: newest.holder, scope: 'bitmap' };
   }
   if (firstGood) return fromSource(first, 'same-first-good', 'bitmap');
   if (secondGood) return fromSource(second, 'same-second-good', 'bitmap');

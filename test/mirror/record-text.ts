@@ -11,7 +11,13 @@ export function viewId(name: string): string {
 export function parseState(text: string, member: MemberIndex): MeetingState {
   const has = (word: string) => text.includes(word);
   const after = (word: string) => new RegExp(`${word} (\\S+)`).exec(text)?.[1];
-  return { member, record: parseRecord(text, has, after), blank: has('blank'), unmarked: !has('marked') };
+  return {
+    member,
+    record: parseRecord(text, has, after),
+    blank: has('blank'),
+    unmarked: !has('marked'),
+    unbroken: has('unbroken'),
+  };
 }
 
 function parseRecord(
