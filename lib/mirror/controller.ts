@@ -43,6 +43,7 @@ import {
   type MemberRecord,
   maskOf,
   meet,
+  NO_VIEW,
   nextView,
   otherMember,
   type View,
@@ -112,6 +113,8 @@ export class Controller {
   #leaving = false;
   #stopped = false;
   #failed: HoldfastError | undefined;
+  #saidLeft: Promise<void> = Promise.resolve();
+  #sayLeft: () => void = () => {};
   #problem: Problem | undefined;
   #resync: Resync | undefined;
   #lastResync: ResyncProgress | undefined;
@@ -158,10 +161,13 @@ export class Controller {
     return this.#steps.run(() => this.#standAlone());
   }
 
-  /** An access holder that did not stop cleanly had its differences in memory; a saved bitmap can be damaged. */
+  /**
+   * A member that had access and did not stop cleanly had its differences in memory, until a resync has ended; and a
+   * saved bitmap can be damaged.
+   */
   #marksAreLost(): boolean {
-    const { known, clean } = this.#record;
-    return clean || (known.number > 0 && known.holder === this.self);
+    const { dataId, dataHolder, clean } = this.#record;
+    return clean || (dataId !== NO_VIEW && dataHolder === this.self);
   }
 
   status(): ControllerStatus {
@@ -216,6 +222,7 @@ export class Controller {
       // It refuses writes since it has made durable that it leaves; `left` is on its way.
       this.#closeGate('the peer leaves');
       this.#options.engine.detach();
+      if (this.#leaving) this.#options.engine.seal();
       return;
     }
     this.#detach('the peer could not execute a write');
@@ -225,6 +232,9 @@ export class Controller {
   deviceFailed(error: HoldfastError): void {
     if (this.#failed !== undefined || this.#stopped) return;
     this.#failed = error;
+    this.#saidLeft = new Promise((resolve) => {
+      this.#sayLeft = resolve;
+    });
     this.#problem = { code: 'ERR_HOLDFAST_DEVICE_FAILED', message: error.message };
     this.#closeGate('the own device has failed');
     this.#options.onChange({ kind: 'device-failed', message: error.message });
@@ -237,7 +247,7 @@ export class Controller {
     this.#resync = undefined;
     this.#options.engine.detach();
     // While this member stops, no later step would decide about the writes that are held.
-    if (this.#leaving || this.#stopped) this.#options.engine.seal();
+    if (this.#leaving) this.#options.engine.seal();
     this.#attached = undefined;
     this.#targetOf = undefined;
     this.#peerLeaving = undefined;
@@ -414,20 +424,10 @@ export class Controller {
     await engine.appliesDone();
     // With every grain marked the bitmap counts from any view, also from the target's.
     const baseId = scope === 'all' ? theirs.dataId : this.#record.baseId;
-    const known = this.#record.known;
-    const newest = known.number > theirs.known.number || known.id === theirs.known.id;
-    if (known.inSync === maskOf(this.self) && newest) await this.#persist({ ...this.#record, baseId, clean: false });
-    else
-      await this.#enter(
-        nextView(this.#record, theirs.known.number, this.#newId(), maskOf(this.self), this.self),
-        baseId,
-      );
+    const view = await this.#aloneView(theirs, baseId);
     if (!this.#isLive(session)) return;
-    const answer = await session.request(adoptMethod, {
-      volume: this.#options.volumeId,
-      view: this.#record.known,
-      scope,
-    });
+    const answer = await session.request(adoptMethod, { volume: this.#options.volumeId, view, scope });
+    if (view.id !== this.#record.known.id) await this.#enter(view, baseId);
     if (!this.#isLive(session)) return;
     if (answer.data.length > 0) engine.marks.mergeBytes(answer.data);
     this.#attached = session;
@@ -436,6 +436,20 @@ export class Controller {
     engine.attach(session, false);
     this.#openLocal();
     this.#startResync(session);
+  }
+
+  /**
+   * The view without the target in which this source serves. If it is not alone in its view yet, the target has to
+   * make the new one durable first: else it could go on by itself, too.
+   */
+  async #aloneView(theirs: MemberRecord, baseId: ViewId): Promise<View> {
+    const { known } = this.#record;
+    const view = nextView(this.#record, theirs.known.number, this.#newId(), maskOf(this.self), this.self);
+    if (known.inSync !== maskOf(this.self)) return view;
+    const newest = known.number > theirs.known.number || known.id === theirs.known.id;
+    if (newest) await this.#persist({ ...this.#record, baseId, clean: false });
+    else await this.#enter(view, baseId);
+    return this.#record.known;
   }
 
   #becomeTarget(session: PeerSession): void {
@@ -537,7 +551,7 @@ export class Controller {
   /** The peer has left, durably: this member goes on alone. */
   left(view: View, session: PeerSession): Promise<Reply<Record<string, never>>> {
     return this.#steps.run(async () => {
-      const sound = view.inSync === maskOf(this.self) && view.holder === this.self;
+      const sound = view.inSync === maskOf(this.self) && view.holder === this.self && !this.#stopped;
       if (this.#peerLeaving !== session || !sound || view.number <= this.#record.known.number) throw notNow('left');
       const { baseId } = this.#record;
       this.#detach('the peer leaves');
@@ -551,7 +565,7 @@ export class Controller {
   /** Leaves the volume to the peer, if it is in sync and agrees. True if it went on. */
   async #leave(settle: () => Promise<void>): Promise<boolean> {
     const session = this.#attached;
-    const { engine, volumeId } = this.#options;
+    const { volumeId } = this.#options;
     if (session === undefined || this.#role !== 'paired') return false;
     this.#leaving = true;
     const answer = await session.request(leaveMethod, { volume: volumeId });
@@ -561,25 +575,47 @@ export class Controller {
     if (!this.#isLive(session)) return false;
     const peer = otherMember(this.self);
     const view = nextView(this.#record, answer.control.number, this.#newId(), maskOf(peer), peer);
-    await this.#persist(leaveView(this.#record, view, this.#record.dataState));
+    await this.#persistLeaving(leaveView(this.#record, view, this.#record.dataState));
     this.#attached = undefined;
     this.#role = 'none';
-    engine.detach();
+    this.#sayLeft();
     await session.request(leftMethod, { volume: volumeId, view });
     return true;
+  }
+
+  /** What this member may have changed and the peer has not confirmed is saved with the record. */
+  async #persistLeaving(record: MemberRecord): Promise<void> {
+    const { engine, store } = this.#options;
+    engine.detach();
+    if (this.#failed !== undefined) await this.#persist({ ...record, clean: false });
+    else {
+      const clean = { ...record, clean: true };
+      await store.writeClean(clean, engine.marks.toBytes());
+      this.#record = clean;
+    }
   }
 
   async #leaveFailed(): Promise<void> {
     const session = this.#attached;
     const left = await this.#leave(async () => {}).catch(() => false);
     this.#options.engine.seal();
+    this.#sayLeft();
     if (left && session !== undefined) this.#openForward(session);
     else session?.close('the own device has failed');
   }
 
-  /** Resolves when what the failure of the own device calls for has been done. */
-  afterSteps(): Promise<void> {
-    return this.#steps.run(async () => {});
+  /**
+   * Waits until this member accepts writes in the session, or will not: the peer can be ahead, and its first write
+   * overtake the end of the meeting here. While it leaves it does not wait: the peer may be waiting for the write.
+   */
+  async accepts(session: PeerSession): Promise<boolean> {
+    if (this.#attached !== session && !this.#leaving) await this.#steps.run(async () => {});
+    return this.#attached === session && session.open;
+  }
+
+  /** Resolves when the peer has been told, if it can be, that this member leaves for its failed device. */
+  async announced(): Promise<void> {
+    await this.#saidLeft;
   }
 
   /**

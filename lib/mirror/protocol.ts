@@ -21,8 +21,8 @@ import { HISTORY_LENGTH } from './view.ts';
 
 /** The largest piece of data in one message. Longer requests are sent in pieces. */
 export const MAX_PIECE_BYTES = 1024 * 1024;
-/** Bounds the volume's size divided by its grain: 8 Mi grains a MiB. */
-export const MAX_BITMAP_BYTES = 16 * 1024 * 1024;
+/** Bounds the volume's size divided by its grain: 64 Mi grains, 4 TiB of 64 KiB grains. */
+export const MAX_BITMAP_BYTES = 8 * 1024 * 1024;
 
 const id = z.string().regex(/^[0-9a-f]{32}$/);
 const whole = z.int().min(0);
@@ -34,6 +34,7 @@ export const viewSchema = z.strictObject({ number: whole, id, inSync: z.int().mi
 const recordSchema = z.strictObject({
   known: viewSchema,
   dataId: id,
+  dataHolder: member,
   history: z.array(id).max(HISTORY_LENGTH),
   baseId: id,
   dataState: z.enum(['created', 'up-to-date', 'inconsistent']),
@@ -69,7 +70,7 @@ export const attachMethod = define({
   maxResponseDataBytes: 0,
 });
 
-/** The answer's data is the target's bitmap. */
+/** The answer's data is the target's bitmap; it can be a large one. */
 export const adoptMethod = define({
   id: 2,
   name: 'adopt',

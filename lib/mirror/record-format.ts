@@ -15,7 +15,7 @@
  *       32     8  known view: number
  *       40    16  known view: identifier
  *       56     1  known view: access holder (0, 1)
- *       57     1  reserved, 0
+ *       57     1  data view: access holder (0, 1)
  *       58     2  history: count, at most 64
  *       60     4  CRC-32C of the saved bitmap, 0 if not clean
  *       64    16  data identifier
@@ -60,6 +60,7 @@ export function encodeMember(stored: StoredMember): Uint8Array {
   bytes.writeBigUInt64LE(BigInt(record.known.number), 32);
   bytes.write(record.known.id, 40, 'hex');
   bytes.writeUInt8(record.known.holder, 56);
+  bytes.writeUInt8(record.dataHolder, 57);
   assert(record.history.length <= HISTORY_LENGTH, 'the history fits its place');
   bytes.writeUInt16LE(record.history.length, 58);
   bytes.writeUInt32LE(stored.bitmapCrc >>> 0, 60);
@@ -95,6 +96,7 @@ export function decodeMember(payload: Uint8Array): StoredMember {
         holder: readMember(bytes, 56),
       },
       dataId: readId(bytes, 64),
+      dataHolder: readMember(bytes, 57),
       baseId: readId(bytes, 80),
       history: Array.from({ length: historyCount }, (_, index) => readId(bytes, 96 + index * 16)),
       dataState,

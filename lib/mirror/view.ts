@@ -43,6 +43,8 @@ export interface MemberRecord {
   /** The newest view that this member has learnt of. It may leave this member out. */
   readonly known: View;
   readonly dataId: ViewId;
+  /** Who had access in that view: if it was this member, its own bitmap matters until a resync has ended. */
+  readonly dataHolder: MemberIndex;
   /** Newest first. */
   readonly history: readonly ViewId[];
   /** The last view in which both copies were equal: what the bitmap counts from. */
@@ -55,6 +57,7 @@ export interface MemberRecord {
 export const CREATED_RECORD: MemberRecord = {
   known: { number: 0, id: NO_VIEW, inSync: 0, holder: 0 },
   dataId: NO_VIEW,
+  dataHolder: 0,
   history: [],
   baseId: NO_VIEW,
   dataState: 'created',
@@ -85,7 +88,15 @@ export function nextView(record: MemberRecord, atLeast: number, id: ViewId, inSy
 export function enterView(record: MemberRecord, view: View, baseId: ViewId): MemberRecord {
   const before = record.dataId === NO_VIEW ? [] : [record.dataId];
   const history = [...before, ...record.history].slice(0, HISTORY_LENGTH);
-  return { known: view, dataId: view.id, history, baseId, dataState: 'up-to-date', clean: false };
+  return {
+    known: view,
+    dataId: view.id,
+    dataHolder: view.holder,
+    history,
+    baseId,
+    dataState: 'up-to-date',
+    clean: false,
+  };
 }
 
 /** The record after this member has learnt of a view that leaves it out. Its data, and their lineage, stay. */

@@ -260,14 +260,12 @@ export class MirroredVolume extends BaseDevice {
   /** Applies what the peer's mirror engine sends, straight to the own device. */
   async apply(session: PeerSession, offset: number, length: number, action: ApplyAction): Promise<void> {
     this.#checkPeerRange(offset, length);
-    // The peer can be ahead: its first write may overtake the end of the meeting here.
-    if (this.controller.attached !== session) await this.controller.afterSteps();
-    if (this.controller.attached !== session || !session.open) throw accessMoved();
+    if (!(await this.controller.accepts(session))) throw accessMoved();
     try {
       await this.#engine.apply(action);
     } catch (error) {
       // The peer hears that this member leaves before it hears that the write failed, and need not break off.
-      await this.controller.afterSteps();
+      await this.controller.announced();
       throw error;
     }
   }

@@ -19,6 +19,7 @@ const shape: MemberShape = {
 const record: MemberRecord = {
   known: { number: 7, id: viewId('v7'), inSync: 2, holder: 1 },
   dataId: viewId('v7'),
+  dataHolder: 1,
   history: [viewId('v6'), viewId('v5'), viewId('v1')],
   baseId: viewId('v6'),
   dataState: 'up-to-date',
@@ -113,6 +114,6 @@ test('a device that is too small is refused with what it would take', () => {
 });
 
 test('a grain that is too small for the volume is refused with one that fits', () => {
-  expect(() => metadataBytes(2 ** 44, 65_536)).toThrow(/at least 131072 bytes/);
-  expect(metadataBytes(2 ** 44, 131_072)).toBe(16 * MIB + 65_536);
+  expect(() => metadataBytes(2 ** 43, 65_536)).toThrow(/at least 131072 bytes/);
+  expect(metadataBytes(2 ** 43, 131_072)).toBe(8 * MIB + 65_536);
 });

@@ -32,6 +32,7 @@ function parseRecord(
   return {
     known: { number, id: viewId(`v${number}`), inSync, holder: has('access B') ? 1 : 0 },
     dataId: viewId(after('data') ?? `v${number}`),
+    dataHolder: 0,
     history: (after('past') ?? '').split(',').filter(Boolean).map(viewId),
     baseId: viewId(after('base') ?? `v${number}`),
     dataState,
