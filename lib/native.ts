@@ -80,7 +80,7 @@ export type NativeRingHandle = { readonly nativeRing: unique symbol };
 
 /** native/ring: the binding of lib/storage/ring.ts, and what `fs` cannot ask of an open file. */
 export interface NativeRing {
-  /** `engine`: 0 is the thread pool, 1 io_uring. `error` is an errno, `stage` the call that failed. */
+  /** `engine`: 0 is the thread pool, 1 + the best style to try is io_uring. `error` is an errno, `stage` the call that failed. */
   create(
     memory: Uint8Array,
     capacity: number,
@@ -88,7 +88,7 @@ export interface NativeRing {
     threads: number,
     onResults: (count: number) => void,
   ):
-    | { handle: NativeRingHandle; deferTaskrun: boolean; coopTaskrun: boolean; threads: number; error?: undefined }
+    | { handle: NativeRingHandle; style: number; threads: number; error?: undefined }
     | { handle?: undefined; error: number; stage: string };
   submit(ring: NativeRingHandle): void;
   /** The slot, or a negative errno. The ring keeps a descriptor of its own until `removeFile`. */

@@ -35,7 +35,7 @@ export interface EngineReport {
   readonly reason: string;
   readonly capacity: number;
   readonly threads: number;
-  /** What the kernel offered and is in use: `defer-taskrun`, `coop-taskrun`. */
+  /** What the kernel offered and is in use: how io_uring's completions come in, `deferred`, `cooperative` or `plain`. */
   readonly features: readonly string[];
 }
 
@@ -112,12 +112,12 @@ export class Ring {
     this.#freeIds = Uint32Array.from({ length: capacity }, (_, index) => capacity - 1 - index);
     this.#freeCount = capacity;
     this.#flush = () => this.#handOver();
-    const engineNumber = engine === 'io_uring' ? 1 : 0;
+    const engineNumber = engine === 'io_uring' ? 1 + bestStyle() : 0;
     const onResults = (count: number) => this.#onResults(count);
     const made = this.#native.create(new Uint8Array(memory), capacity, engineNumber, threads, onResults);
     if (made.handle === undefined) throw new EngineRefusal(made.error, made.stage);
     this.#handle = made.handle;
-    const features = [...(made.deferTaskrun ? ['defer-taskrun'] : []), ...(made.coopTaskrun ? ['coop-taskrun'] : [])];
+    const features = engine === 'io_uring' ? [styles[made.style]!] : [];
     this.#report = { engine, reason, capacity, threads: made.threads, features };
   }
 
@@ -293,6 +293,21 @@ function readSysctl(path: string): string | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** How io_uring's completions come in, best first (native/ring/uring.h). */
+const styles = ['deferred', 'cooperative', 'plain'];
+
+/** HOLDFAST_IO_URING_STYLE has a new kernel do as an old one: for tests and comparisons. */
+function bestStyle(): number {
+  const named = process.env.HOLDFAST_IO_URING_STYLE;
+  if (named === undefined || named === '') return 0;
+  const style = styles.indexOf(named);
+  if (style >= 0) return style;
+  throw new HoldfastError(
+    'ERR_HOLDFAST_BAD_ARGUMENT',
+    `HOLDFAST_IO_URING_STYLE is "${named}"; it must be ${styles.join(', ')}, or unset`,
+  );
 }
 
 function completeOptions(options: RingOptions): Required<RingOptions> {

@@ -18,6 +18,10 @@ class Engine {
   virtual void Queue(Operation* operation) = 0;
   // Hands everything queued to the kernel or the threads.
   virtual void Kick() = 0;
+  // Around a series of Reap calls, after a descriptor became readable. EndReaping returns true if something arrived that
+  // no descriptor will tell of: then Reap again.
+  virtual void BeginReaping() {}
+  virtual bool EndReaping() { return false; }
   // Takes up to `limit` results of operations that are over. Never blocks.
   virtual uint32_t Reap(Result* results, uint32_t limit) = 0;
   // Fills in the descriptors that are readable whenever Reap has something to do; returns how many.
@@ -25,13 +29,8 @@ class Engine {
 
   // True if Kick could not hand over everything for now (the kernel is short of memory): the next Reap tries again.
   virtual bool Stalled() const { return false; }
-  // Makes a descriptor readable, so that Reap is called again soon.
+  // Makes a descriptor readable, so that reaping begins again soon.
   virtual void Poke() = 0;
-
-  // Bit set of what is in use, for the report.
-  static constexpr uint32_t kDeferTaskrun = 1;
-  static constexpr uint32_t kCoopTaskrun = 2;
-  virtual uint32_t Features() const { return 0; }
 };
 
 }  // namespace holdfast::ring

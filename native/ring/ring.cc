@@ -66,7 +66,7 @@ class Ring {
   void RemoveArena(uint32_t index);
 
   bool closing() const { return closing_; }
-  uint32_t features() const { return engine_->Features(); }
+  uint32_t style() const { return style_; }
   uint32_t threads() const { return threads_; }
 
  private:
@@ -75,6 +75,7 @@ class Ring {
   static void OnEnvironmentEnd(napi_async_cleanup_hook_handle hook, void* ring);
 
   void Drain();
+  bool ReapOnce();
   void TakeEntries();
   bool Fill(const Entry& entry, Operation* operation) const;
   void Deliver(uint32_t count);
@@ -86,6 +87,7 @@ class Ring {
   napi_env env_;
   uint32_t capacity_;
   uint32_t threads_ = 0;
+  uint32_t style_ = 0;
   Header* header_ = nullptr;
   Entry* entries_ = nullptr;
   Result* results_ = nullptr;
@@ -121,9 +123,10 @@ bool Ring::Start(uint32_t engine, uint32_t threads, support::Bytes memory, Uring
     return false;
   }
   for (uint32_t i = 0; i < capacity_; i++) operations_[i].id = i;
-  if (engine == 1) {
+  if (engine > 0) {
     auto uring = std::make_unique<Uring>();
-    if (!uring->Start(capacity_, operations_.get(), failure)) return false;
+    if (!uring->Start(capacity_, static_cast<Uring::Style>(engine - 1), operations_.get(), failure)) return false;
+    style_ = static_cast<uint32_t>(uring->style());
     engine_ = std::move(uring);
     return true;
   }
@@ -178,19 +181,26 @@ void Ring::Submit() {
 void Ring::Drain() {
   if (draining_) return;
   draining_ = true;
-  for (uint32_t round = 0; round < kRounds; round++) {
-    const uint32_t count = engine_->Reap(results_, capacity_ < kBatch ? capacity_ : kBatch);
-    if (count == 0) break;
-    in_flight_ -= count;
-    for (uint32_t i = 0; i < count; i++) operations_[results_[i].id].busy = false;
-    if (closing_) continue;
-    Deliver(count);
-    if (!closing_) TakeEntries();
-  }
+  engine_->BeginReaping();
+  uint32_t round = 0;
+  do {
+    while (round < kRounds && ReapOnce()) round++;
+  } while (engine_->EndReaping() && round < kRounds);
   draining_ = false;
-  if (engine_->Stalled()) engine_->Poke();
+  if (round == kRounds || engine_->Stalled()) engine_->Poke();
   KeepLoopAlive();
   if (closing_ && in_flight_ == 0) CloseHandles();
+}
+
+// False if there was nothing.
+bool Ring::ReapOnce() {
+  const uint32_t count = engine_->Reap(results_, capacity_ < kBatch ? capacity_ : kBatch);
+  if (count == 0) return false;
+  in_flight_ -= count;
+  for (uint32_t i = 0; i < count; i++) operations_[results_[i].id].busy = false;
+  if (!closing_) Deliver(count);
+  if (!closing_) TakeEntries();
+  return true;
 }
 
 void Ring::TakeEntries() {
@@ -379,7 +389,8 @@ napi_value MakeFailure(napi_env env, const Uring::Failure& failure) {
   return result;
 }
 
-// create(memory, capacity, engine, threads, onResults): {handle, features, threads} or {error, stage}.
+// create(memory, capacity, engine, threads, onResults): {handle, style, threads} or {error, stage}. `engine` is 0 for the
+// thread pool, 1 + the best style to try for io_uring.
 napi_value Create(napi_env env, napi_callback_info info) {
   size_t count = 5;
   napi_value values[5];
@@ -393,7 +404,7 @@ napi_value Create(napi_env env, napi_callback_info info) {
       napi_typeof(env, values[4], &type) != napi_ok || type != napi_function) {
     return support::ThrowType(env, "create(memory, capacity, engine, threads, onResults)");
   }
-  if (capacity < 1 || capacity > kMaxCapacity || memory.length != MemorySize(capacity) || engine > 1 || threads < 1 ||
+  if (capacity < 1 || capacity > kMaxCapacity || memory.length != MemorySize(capacity) || engine > 3 || threads < 1 ||
       threads > ThreadPool::kMaxThreads || reinterpret_cast<uintptr_t>(memory.data) % alignof(Entry) != 0) {
     return support::ThrowType(env, "create: capacity, engine, threads or the memory's size is out of range");
   }
@@ -421,8 +432,7 @@ napi_value Create(napi_env env, napi_callback_info info) {
     return nullptr;
   }
   if (napi_create_object(env, &result) != napi_ok || napi_set_named_property(env, result, "handle", handle) != napi_ok ||
-      !support::SetBoolean(env, result, "deferTaskrun", (ring->features() & Engine::kDeferTaskrun) != 0) ||
-      !support::SetBoolean(env, result, "coopTaskrun", (ring->features() & Engine::kCoopTaskrun) != 0) ||
+      !support::SetNumber(env, result, "style", ring->style()) ||
       !support::SetNumber(env, result, "threads", ring->threads())) {
     support::ThrowPending(env, "ring: no result could be made");
     return nullptr;

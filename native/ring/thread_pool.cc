@@ -178,6 +178,7 @@ void ThreadPool::Finish(Operation* operation) {
 
 void ThreadPool::Poke() {
   std::lock_guard<std::mutex> hold(finished_mutex_);
+  signalled_ = false;
   Signal();
 }
 
@@ -185,7 +186,7 @@ void ThreadPool::Signal() {
   if (signalled_) return;
   signalled_ = true;
   const uint64_t one = 1;
-  // Cannot fail: the counter is at most 1, since `signalled_` is set until it has been read back.
+  // Cannot fail: the counter stays small, since `signalled_` is set until it has been read back.
   (void)!write(event_, &one, sizeof(one));
 }
 

@@ -15,6 +15,13 @@
 #ifndef IORING_SETUP_COOP_TASKRUN
 #define IORING_SETUP_COOP_TASKRUN (1U << 8)
 #endif
+#ifndef IORING_SETUP_TASKRUN_FLAG
+#define IORING_SETUP_TASKRUN_FLAG (1U << 9)
+#define IORING_SQ_TASKRUN (1U << 2)
+#endif
+#ifndef IORING_CQ_EVENTFD_DISABLED
+#define IORING_CQ_EVENTFD_DISABLED (1U << 0)
+#endif
 #ifndef IORING_SETUP_SINGLE_ISSUER
 #define IORING_SETUP_SINGLE_ISSUER (1U << 12)
 #endif
@@ -48,25 +55,31 @@ int Uring::Enter(uint32_t to_submit, uint32_t min_complete, uint32_t flags) cons
   return result < 0 ? -errno : static_cast<int>(result);
 }
 
-bool Uring::Start(uint32_t capacity, Operation* operations, Failure* failure) {
+bool Uring::Start(uint32_t capacity, Style best, Operation* operations, Failure* failure) {
   operations_ = operations;
-  if (!Setup(capacity, failure) || !Map(failure) || !Probe(failure)) return false;
-  failure->error = ranges_.Start(kRangeThreads);
+  if (!Setup(capacity, best, failure) || !Map(failure) || !Probe(failure)) return false;
   failure->stage = "pthread_create";
+  failure->error = ranges_.Start(kRangeThreads);
+  if (failure->error != 0) return false;
+  if (style_ != Style::kDeferred) return true;
+  // Deferred work does not wake who polls the ring's own descriptor; it does signal an event.
+  const int event = ranges_.event();
+  failure->stage = "IORING_REGISTER_EVENTFD";
+  failure->error = -Register(ring_, IORING_REGISTER_EVENTFD, &event, 1);
   return failure->error == 0;
 }
 
-bool Uring::Setup(uint32_t capacity, Failure* failure) {
-  // Best first: completions are worked off at our next system call (kernel 5.19), or by interrupting us.
-  static constexpr uint32_t kAttempts[] = {IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN, 0};
-  for (const uint32_t flags : kAttempts) {
+bool Uring::Setup(uint32_t capacity, Style best, Failure* failure) {
+  static constexpr uint32_t kFlags[] = {
+      IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+      IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN, 0};
+  for (uint32_t style = static_cast<uint32_t>(best); style <= static_cast<uint32_t>(Style::kPlain); style++) {
     memset(&params_, 0, sizeof(params_));
-    params_.flags = flags | IORING_SETUP_CLAMP;
+    params_.flags = kFlags[style] | IORING_SETUP_CLAMP;
     const long result = syscall(__NR_io_uring_setup, capacity, &params_);
     if (result >= 0) {
       ring_ = static_cast<int>(result);
-      if ((flags & IORING_SETUP_DEFER_TASKRUN) != 0) features_ |= kDeferTaskrun;
-      if ((flags & IORING_SETUP_COOP_TASKRUN) != 0) features_ |= kCoopTaskrun;
+      style_ = static_cast<Style>(style);
       failure->error = EOVERFLOW;
       failure->stage = "io_uring_setup";
       return params_.sq_entries >= capacity;
@@ -102,6 +115,8 @@ bool Uring::Map(Failure* failure) {
   auto* completion = static_cast<uint8_t*>(completion_ring_);
   submission_tail_ = reinterpret_cast<uint32_t*>(submission + sq.tail);
   submission_mask_ = *reinterpret_cast<uint32_t*>(submission + sq.ring_mask);
+  submission_flags_ = reinterpret_cast<uint32_t*>(submission + sq.flags);
+  completion_flags_ = reinterpret_cast<uint32_t*>(completion + cq.flags);
   completion_head_ = reinterpret_cast<uint32_t*>(completion + cq.head);
   completion_tail_ = reinterpret_cast<uint32_t*>(completion + cq.tail);
   completion_mask_ = *reinterpret_cast<uint32_t*>(completion + cq.ring_mask);
@@ -182,7 +197,7 @@ void Uring::Kick() {
   ranges_.Kick();
   if (pending_ == 0) return;
   __atomic_store_n(submission_tail_, tail_, __ATOMIC_RELEASE);
-  const uint32_t flags = (features_ & kDeferTaskrun) != 0 ? IORING_ENTER_GETEVENTS : 0;
+  const uint32_t flags = style_ == Style::kDeferred ? IORING_ENTER_GETEVENTS : 0;
   while (pending_ > 0) {
     const int taken = Enter(pending_, 0, flags);
     if (taken == -EINTR) continue;
@@ -207,11 +222,34 @@ void Uring::FailPending(int32_t error) {
   ranges_.Poke();
 }
 
+// Deferred completions that the kernel will post when we come in.
+bool Uring::MoreToDo() const {
+  return (__atomic_load_n(submission_flags_, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN) != 0;
+}
+
+void Uring::Quiet(bool quiet) {
+  __atomic_store_n(completion_flags_, quiet ? IORING_CQ_EVENTFD_DISABLED : 0, __ATOMIC_SEQ_CST);
+}
+
+void Uring::BeginReaping() {
+  if (style_ != Style::kDeferred) return;
+  uint64_t counter;
+  (void)!read(ranges_.event(), &counter, sizeof(counter));
+  Quiet(true);
+}
+
+bool Uring::EndReaping() {
+  if (style_ != Style::kDeferred) return false;
+  Quiet(false);
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  return MoreToDo() || __atomic_load_n(completion_tail_, __ATOMIC_ACQUIRE) != *completion_head_;
+}
+
 uint32_t Uring::Reap(Result* results, uint32_t limit) {
   uint32_t head = *completion_head_;
   uint32_t tail = __atomic_load_n(completion_tail_, __ATOMIC_ACQUIRE);
-  if (head == tail) {
-    if ((features_ & kDeferTaskrun) != 0) Enter(0, 0, IORING_ENTER_GETEVENTS);
+  if (head == tail && MoreToDo()) {
+    Enter(0, 0, IORING_ENTER_GETEVENTS);
     tail = __atomic_load_n(completion_tail_, __ATOMIC_ACQUIRE);
   }
   uint32_t count = 0;
@@ -262,8 +300,9 @@ bool Uring::Again(Operation* operation) {
 }
 
 uint32_t Uring::Descriptors(int* descriptors) const {
-  descriptors[0] = ring_;
-  descriptors[1] = ranges_.event();
+  descriptors[0] = ranges_.event();
+  if (style_ == Style::kDeferred) return 1;
+  descriptors[1] = ring_;
   return 2;
 }
 

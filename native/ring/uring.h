@@ -26,18 +26,27 @@ class Uring final : public Engine {
     int error = 0;    // errno
     const char* stage = "";
   };
-  bool Start(uint32_t capacity, Operation* operations, Failure* failure);
+  // How completions come in, best first.
+  enum class Style : uint32_t {
+    kDeferred = 0,       // worked off when we ask for them (kernel 6.1)
+    kCooperative = 1,    // at our next system call (5.19)
+    kPlain = 2,          // by interrupting us
+  };
+  // `best` is tried first, then what follows it.
+  bool Start(uint32_t capacity, Style best, Operation* operations, Failure* failure);
 
   void Queue(Operation* operation) override;
   void Kick() override;
   uint32_t Reap(Result* results, uint32_t limit) override;
   uint32_t Descriptors(int* descriptors) const override;
-  uint32_t Features() const override { return features_; }
+  Style style() const { return style_; }
   bool Stalled() const override { return pending_ > 0; }
   void Poke() override { ranges_.Poke(); }
+  void BeginReaping() override;
+  bool EndReaping() override;
 
  private:
-  bool Setup(uint32_t capacity, Failure* failure);
+  bool Setup(uint32_t capacity, Style best, Failure* failure);
   bool Map(Failure* failure);
   bool Probe(Failure* failure);
   void Prepare(Operation* operation);
@@ -45,10 +54,12 @@ class Uring final : public Engine {
   bool Complete(Operation* operation, int32_t moved);
   bool Again(Operation* operation);
   void FailPending(int32_t error);
+  void Quiet(bool quiet);
+  bool MoreToDo() const;
   int Enter(uint32_t to_submit, uint32_t min_complete, uint32_t flags) const;
 
   int ring_ = -1;
-  uint32_t features_ = 0;
+  Style style_ = Style::kPlain;
   io_uring_params params_{};
   void* rings_ = nullptr;
   size_t rings_size_ = 0;
@@ -57,6 +68,8 @@ class Uring final : public Engine {
   io_uring_sqe* entries_ = nullptr;
   size_t entries_size_ = 0;
   uint32_t* submission_tail_ = nullptr;
+  const uint32_t* submission_flags_ = nullptr;
+  uint32_t* completion_flags_ = nullptr;
   uint32_t* completion_head_ = nullptr;
   uint32_t* completion_tail_ = nullptr;
   io_uring_cqe* completions_ = nullptr;

@@ -67,6 +67,20 @@ async function load({ engine, path }) {
   await Promise.all(loops);
 }
 
+/** Writes, flushes, zeroes and reads back, many at once. */
+async function verify(engine, path) {
+  const device = await openDirectDevice(path, { engine, create: { sizeBytes } });
+  const blocks = Array.from({ length: 900 }, (_, index) => Buffer.alloc(4096, 1 + (index % 251)));
+  await Promise.all(blocks.map((bytes, index) => device.write(index * 4096, bytes, { fua: index % 50 === 0 })));
+  await Promise.all([device.flush(), device.writeZeroes(0, 4096)]);
+  blocks[0].fill(0);
+  const found = blocks.map(() => Buffer.alloc(4096));
+  await Promise.all(found.map((bytes, index) => device.read(index * 4096, bytes)));
+  const mismatches = found.filter((bytes, index) => !bytes.equals(blocks[index])).length;
+  console.log(JSON.stringify({ features: device.engineReport().features, mismatches }));
+  await device.close();
+}
+
 function count(folder) {
   return readdirSync(folder).length;
 }
@@ -86,7 +100,7 @@ async function close(engine) {
 
 if (isMainThread) {
   const [what, engine, path] = process.argv.slice(2);
-  await { denied, idle, terminate, close }[what](engine, path);
+  await { denied, idle, terminate, close, verify }[what](engine, path);
 } else {
   await load(workerData);
 }

@@ -85,3 +85,22 @@ describe.each(engines)('with the engine %s', (engine) => {
     expect(after).toEqual(before);
   });
 });
+
+describe.runIf(engines.includes('io_uring'))('io_uring on older kernels', () => {
+  test.each(['deferred', 'cooperative', 'plain'])('serves the %s way', async (style) => {
+    const path = join(folder, `style-${style}`);
+    const { stdout } = await run(process.execPath, [program, 'verify', 'io_uring', path], {
+      timeout: 20_000,
+      env: { ...process.env, HOLDFAST_IO_URING_STYLE: style },
+    });
+    expect(JSON.parse(stdout)).toEqual({ features: [style], mismatches: 0 });
+  });
+
+  test('a way that is none is refused', () => {
+    vi.stubEnv('HOLDFAST_IO_URING_STYLE', 'loud');
+    expect(() => openRing({ engine: 'io_uring' })).toThrow(
+      expect.objectContaining({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' }),
+    );
+    vi.unstubAllEnvs();
+  });
+});
