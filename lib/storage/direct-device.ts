@@ -69,6 +69,8 @@ interface Opened {
 
 const pieceBytes = 512 * 1024;
 const piecesAtOnce = 4;
+/** New requests are refused beyond it. Those that have begun may still wait, each with its few pieces. */
+const maxCopiesWaiting = 16_384;
 /** Zeroing and discarding go in steps, so that closing never waits for a whole disk. */
 const rangeStepBytes = 256 * 1024 * 1024;
 /** Of our own making, beside the ring's results. */
@@ -89,7 +91,7 @@ let copies: IoMemory | undefined;
 
 /** Where foreign buffers pass through. Separate from what applications lease, so that they cannot starve it. */
 function copyMemory(): IoMemory {
-  copies ??= new IoMemory({ totalBytes: 32 * 1024 * 1024, maxWaiters: 65_536 });
+  copies ??= new IoMemory({ totalBytes: 32 * 1024 * 1024, maxWaiters: maxCopiesWaiting * (piecesAtOnce + 1) });
   return copies;
 }
 
@@ -236,6 +238,7 @@ export class DirectDevice implements BlockDevice {
       if (this.#flushFailure !== undefined) throw this.#flushFailed();
     }
     throwIfAborted(signal, `a request to ${this.name}`);
+    this.#ring.admit();
     if (length > 0 && !isAligned(offset, length, this.#blockMask + 1))
       throw new HoldfastError(
         'ERR_HOLDFAST_BAD_ARGUMENT',
@@ -310,6 +313,7 @@ export class DirectDevice implements BlockDevice {
     signal: AbortSignal | undefined,
   ): Promise<void> {
     await this.#hold(async () => {
+      if (copyMemory().usage().waiting >= maxCopiesWaiting) throw this.#tooManyCopies();
       const lease = await copyMemory().leaseWhenFree(buffer.byteLength, { signal });
       await this.#submit(this.#copyRequest(operation, offset, buffer, lease), signal);
     });
@@ -318,6 +322,7 @@ export class DirectDevice implements BlockDevice {
   /** A few pieces at a time. Waits for all of them even if one fails: the buffer is the caller's again afterwards. */
   #transferInPieces(operation: number, offset: number, buffer: Uint8Array): Promise<void> {
     return this.#hold(async () => {
+      if (copyMemory().usage().waiting >= maxCopiesWaiting) throw this.#tooManyCopies();
       let next = 0;
       let failed = false;
       const worker = async () => {
@@ -338,6 +343,13 @@ export class DirectDevice implements BlockDevice {
       if (bad !== undefined) throw bad.reason;
       this.#count(operation, buffer.byteLength);
     });
+  }
+
+  #tooManyCopies(): HoldfastError {
+    return new HoldfastError(
+      'ERR_HOLDFAST_QUEUE_FULL',
+      `${this.name}: ${maxCopiesWaiting} requests wait to be copied; wait for some to finish, or lease the memory from ioMemory()`,
+    );
   }
 
   async #copyPiece(operation: number, offset: number, piece: Uint8Array): Promise<void> {
@@ -420,13 +432,7 @@ export class DirectDevice implements BlockDevice {
     request.resolve = lastResolve;
     request.reject = lastReject;
     this.#inFlight++;
-    let sent: boolean;
-    try {
-      sent = this.#ring.submit(request);
-    } catch (error) {
-      this.#finish(request);
-      return Promise.reject(error);
-    }
+    const sent = this.#ring.submit(request);
     if (!sent && signal !== undefined) {
       request.signal = signal;
       request.onAbort = () => {

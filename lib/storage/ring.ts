@@ -4,8 +4,8 @@
  * native/ring/operation.h has the layout.
  *
  * Invariants:
- * - At most `capacity` operations are in flight; further ones are parked, at most `maxQueued`; beyond that a request is
- *   refused, before anything is done.
+ * - At most `capacity` operations are in flight; further ones are parked. Once `maxQueued` are, new requests are refused
+ *   before anything is done; only the few parts of requests that have begun are still taken.
  * - A request settles exactly once. Its memory is not touched by the device afterwards.
  * - While native calls back (`reaping`), it takes the entries itself when the continuations have run; otherwise a
  *   microtask hands them over.
@@ -165,23 +165,27 @@ export class Ring {
   }
 
   /**
-   * Sends the request, or parks it until there is a place.
+   * Sends the request, or parks it until there is a place. Who begins something new calls `admit` first; the parts of
+   * what has begun are taken in any case, since a failure half-way would help nobody.
    *
    * @returns false if it is parked: it may still be withdrawn.
-   * @throws HoldfastError ERR_HOLDFAST_QUEUE_FULL if `maxQueued` requests are parked already.
    */
   submit(request: RingRequest): boolean {
     if (this.#freeCount > 0) {
       this.#write(request);
       return true;
     }
-    if (this.queued >= this.#maxQueued)
-      throw new HoldfastError(
-        'ERR_HOLDFAST_QUEUE_FULL',
-        `${this.#capacity} requests are in flight and ${this.#maxQueued} wait; wait for some to finish, or raise maxQueued`,
-      );
     this.#parked.push(request);
     return false;
+  }
+
+  /** Throws ERR_HOLDFAST_QUEUE_FULL if `maxQueued` requests are parked and a further one would be. */
+  admit(): void {
+    if (this.#freeCount > 0 || this.queued < this.#maxQueued) return;
+    throw new HoldfastError(
+      'ERR_HOLDFAST_QUEUE_FULL',
+      `${this.#capacity} requests are in flight and ${this.#maxQueued} wait; wait for some to finish, or raise maxQueued`,
+    );
   }
 
   /** Takes a parked request back, unsettled. False if it is in flight or over. */

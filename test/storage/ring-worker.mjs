@@ -30,7 +30,7 @@ async function terminate(engine, path) {
   const device = await openDirectDevice(path, { engine, create: { sizeBytes } });
   await device.close();
   let ended = 0;
-  for (let round = 0; round < 15; round++) {
+  for (let round = 0; round < 10; round++) {
     const worker = new Worker(new URL(import.meta.url), { workerData: { engine, path } });
     const exited = new Promise((resolve, reject) => {
       worker.once('exit', resolve);

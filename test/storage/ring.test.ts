@@ -76,7 +76,7 @@ describe.each(engines)('with the engine %s', (engine) => {
     const { stdout } = await run(process.execPath, [program, 'terminate', engine, join(folder, `end-${engine}`)], {
       timeout: 60_000,
     });
-    expect(stdout).toBe('15 workers ended\n');
+    expect(stdout).toBe('10 workers ended\n');
   });
 
   test('a ring that is closed gives back its descriptors and threads', async () => {
