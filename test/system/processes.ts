@@ -1,0 +1,80 @@
+/** Real processes for the system tests: each is a direct child, and is stopped by its own id. */
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { access, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as wait } from 'node:timers/promises';
+import { promisify } from 'node:util';
+
+const execute = promisify(execFile);
+
+/** Runs a command to its end; what it prints. A failure carries what it said. */
+export async function run(command: string, ...words: string[]): Promise<string> {
+  // The Debian packages' Python modules belong to the system's Python, whatever comes first in PATH.
+  const env = { ...process.env, PATH: `/usr/bin:${process.env.PATH}` };
+  const { stdout } = await execute(command, words, { env, maxBuffer: 64 * 1024 * 1024 });
+  return stdout;
+}
+
+export class Child implements AsyncDisposable {
+  readonly process: ChildProcess;
+  readonly #exited: Promise<unknown>;
+  #output = '';
+
+  constructor(command: string, words: readonly string[]) {
+    this.process = spawn(command, words, { stdio: ['ignore', 'pipe', 'inherit'] });
+    this.process.stdout!.on('data', (chunk: Buffer) => {
+      this.#output += chunk.toString();
+    });
+    this.#exited = once(this.process, 'exit');
+  }
+
+  get output(): string {
+    return this.#output;
+  }
+
+  /** Waits until `isReady` says so; fails if the process ends before. */
+  async ready(isReady: () => boolean | Promise<boolean>): Promise<void> {
+    while (!(await isReady())) {
+      if (this.process.exitCode !== null) throw new Error(`${this.process.spawnfile} ended before it was ready`);
+      await wait(10);
+    }
+  }
+
+  async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+    this.process.kill(signal);
+    await this.#exited;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.process.exitCode === null && this.process.signalCode === null) await this.stop();
+  }
+}
+
+export async function exists(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
+}
+
+export class TemporaryFolder implements AsyncDisposable {
+  readonly path: string;
+
+  constructor(path: string) {
+    this.path = path;
+  }
+
+  static async make(): Promise<TemporaryFolder> {
+    return new TemporaryFolder(await mkdtemp(join(tmpdir(), 'holdfast-')));
+  }
+
+  file(name: string): string {
+    return join(this.path, name);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await rm(this.path, { recursive: true });
+  }
+}
