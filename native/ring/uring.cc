@@ -224,7 +224,7 @@ void Uring::FailPending(int32_t error) {
 
 // Deferred completions that the kernel will post when we come in.
 bool Uring::MoreToDo() const {
-  return (__atomic_load_n(submission_flags_, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN) != 0;
+  return (__atomic_load_n(submission_flags_, __ATOMIC_SEQ_CST) & IORING_SQ_TASKRUN) != 0;
 }
 
 void Uring::Quiet(bool quiet) {
@@ -240,9 +240,9 @@ void Uring::BeginReaping() {
 
 bool Uring::EndReaping() {
   if (style_ != Style::kDeferred) return false;
+  // Sequentially consistent, here and in MoreToDo: the look comes after the kernel may tell us again.
   Quiet(false);
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
-  return MoreToDo() || __atomic_load_n(completion_tail_, __ATOMIC_ACQUIRE) != *completion_head_;
+  return MoreToDo() || __atomic_load_n(completion_tail_, __ATOMIC_SEQ_CST) != *completion_head_;
 }
 
 uint32_t Uring::Reap(Result* results, uint32_t limit) {
