@@ -13,7 +13,7 @@ import { chmod, lstat, unlink } from 'node:fs/promises';
 import net from 'node:net';
 import tls from 'node:tls';
 import { isMainThread } from 'node:worker_threads';
-import { HoldfastError } from './errors.ts';
+import { HoldfastError, type HoldfastErrorCode } from './errors.ts';
 import {
   type Address,
   type Connection,
@@ -30,7 +30,7 @@ import {
 const HIGH_WATER_BYTES = 1024 * 1024;
 const LOW_WATER_BYTES = 256 * 1024;
 const KEEP_ALIVE_DELAY_MS = 10_000;
-const TLS_HANDSHAKE_TIMEOUT_MS = 10_000;
+const TLS_HANDSHAKE_TIMEOUT_MS = 5_000;
 const STALE_PROBE_TIMEOUT_MS = 2_000;
 /** sun_path is 108 bytes with its terminating zero; a longer path would be cut short in silence. */
 const UNIX_PATH_MAX_BYTES = 107;
@@ -130,14 +130,30 @@ class SystemConnection implements Connection {
   }
 }
 
-function connectionError(
-  code: 'ERR_HOLDFAST_CONNECTION_LOST' | 'ERR_HOLDFAST_CONNECT_FAILED' | 'ERR_HOLDFAST_WRONG_KEY',
-  message: string,
-  cause: Error,
-): HoldfastError {
+function connectionError(code: HoldfastErrorCode, message: string, cause: Error): HoldfastError {
   const { code: errno } = cause as NodeJS.ErrnoException;
   const options = errno === undefined ? { cause } : { cause, errno };
   return new HoldfastError(code, `${message} (${errno ?? cause.message})`, options);
+}
+
+/** A handshake that failed by an alert failed by the key: there is nothing else to fail by. Without one, it was no TLS. */
+function tlsError(remote: string, cause: Error): HoldfastError {
+  const { code = '' } = cause as NodeJS.ErrnoException;
+  if (
+    code.includes('_ALERT_') ||
+    code === 'ERR_SSL_BINDER_DOES_NOT_VERIFY' ||
+    code === 'ERR_SSL_NO_SUITABLE_SIGNATURE_ALGORITHM'
+  )
+    return connectionError(
+      'ERR_HOLDFAST_WRONG_KEY',
+      `the TLS handshake with ${remote} failed; check that both servers have the same key`,
+      cause,
+    );
+  return connectionError(
+    'ERR_HOLDFAST_HANDSHAKE',
+    `${remote} did not speak TLS to the end; if it is a peer, check that both declare the same kind of link`,
+    cause,
+  );
 }
 
 function remoteOf(socket: net.Socket, local: Address): string {
@@ -193,10 +209,8 @@ function createPskServer(
     }
   });
   server.on('tlsClientError', (cause, socket) => {
-    const remote = remoteOf(socket, address);
-    const message = `${remote} failed the TLS handshake; check that both servers have the same key`;
     const claim = claims.get(socket);
-    options.onRefused?.(remote, claim?.identity, connectionError('ERR_HOLDFAST_WRONG_KEY', message, cause));
+    options.onRefused?.(remoteOf(socket, address), claim?.identity, tlsError(remoteOf(socket, address), cause));
   });
   return server;
 }
@@ -331,11 +345,7 @@ function provenByKey(socket: net.Socket): boolean {
 function connectError(address: Address, options: ConnectOptions, connected: boolean, cause: Error): HoldfastError {
   if (cause instanceof HoldfastError) return cause;
   const where = formatAddress(address);
-  // After the TCP connection stands, what fails is the TLS handshake, and there is only the key to fail by.
-  if (options.psk !== undefined && connected) {
-    const message = `the TLS handshake with ${where} failed; check that both servers have the same key, and each the other's name`;
-    return connectionError('ERR_HOLDFAST_WRONG_KEY', message, cause);
-  }
+  if (options.psk !== undefined && connected) return tlsError(where, cause);
   return connectionError('ERR_HOLDFAST_CONNECT_FAILED', `cannot connect to ${where}; check that it is running`, cause);
 }
 

@@ -82,9 +82,11 @@ export class Link {
     return this.#state === 'new' || this.#state === 'stopped' ? 'StandAlone' : 'Connecting';
   }
 
+  /** With a session too, for a while: someone else may have been turned away under the peer's name. */
   problem(nowMs: number): Problem | undefined {
     const told = this.#handshakeProblem;
     if (told !== undefined && nowMs - told.atMs < HANDSHAKE_PROBLEM_MS) return told.problem;
+    if (this.#session !== undefined) return undefined;
     return this.#dialProblem ?? told?.problem;
   }
 

@@ -320,8 +320,8 @@ class Node implements PeerNode, PeerConnectionOwner {
       const problem = problemOf(error, formatAddress(address));
       const nowMs = this.#environment.clock.nowMs();
       const jitter = this.#jitter();
-      // A key that does not fit is told by the transport, before there is a handshake to tell it.
-      if (isHoldfastError(error, 'ERR_HOLDFAST_WRONG_KEY'))
+      // What is wrong with the key or the kind of link is told by the transport, before there is a handshake to tell it.
+      if (isHoldfastError(error, 'ERR_HOLDFAST_WRONG_KEY') || isHoldfastError(error, 'ERR_HOLDFAST_HANDSHAKE'))
         this.#step(peer, { kind: 'handshake-failed', problem, dialled: true, nowMs, jitter });
       else this.#step(peer, { kind: 'dial-failed', problem, nowMs, jitter });
     }

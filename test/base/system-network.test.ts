@@ -6,6 +6,9 @@ import { afterEach, beforeEach, expect, test } from 'vitest';
 import type { Address, Connection, Listener, ListenOptions, PresharedKeyOptions } from '../../lib/base/network.ts';
 import { systemNetwork } from '../../lib/base/system-network.ts';
 
+/** The machine may be busy; time decides nothing here. */
+const PATIENCE = { timeout: 20_000 };
+
 const LOOPBACK: Address = { kind: 'tcp', host: '127.0.0.1', port: 0 };
 
 let folder: string;
@@ -101,19 +104,32 @@ test('a wrong key and an unknown identity are refused on both sides', async () =
   await expect(wrongKey).rejects.toMatchObject({ code: 'ERR_HOLDFAST_WRONG_KEY' });
   const stranger = systemNetwork.connect(address, { psk: keys('c', { c: 'right' }) });
   await expect(stranger).rejects.toMatchObject({ code: 'ERR_HOLDFAST_WRONG_KEY' });
-  await expect.poll(() => refused).toEqual(['a', 'c']);
+  await expect.poll(() => refused, PATIENCE).toEqual(['a', 'c']);
   expect(accepted).toEqual([]);
 });
 
 test('a plain stranger on a TLS port is refused', async () => {
-  const refused: string[] = [];
-  const options: ListenOptions = { psk: keys('b', { b: 'key' }), onRefused: (remote) => refused.push(remote) };
+  const refused: (string | undefined)[] = [];
+  const onRefused = (_remote: string, _identity: string | undefined, error: Error): number =>
+    refused.push((error as { code?: string }).code);
+  const options: ListenOptions = { psk: keys('b', { b: 'key' }), onRefused };
   const address = await listen(LOOPBACK, options, () => expect.unreachable());
   const stranger = await systemNetwork.connect(address, {});
   const closed = new Promise((resolve) => stranger.start({ onData() {}, onDrain() {}, onClose: resolve }));
   stranger.write([Buffer.from('GET / HTTP/1.1\r\nHost: x\r\n\r\n')]);
   await closed;
-  await expect.poll(() => refused.length).toBe(1);
+  await expect.poll(() => refused, PATIENCE).toEqual(['ERR_HOLDFAST_HANDSHAKE']);
+});
+
+test('a server that speaks something else than TLS is not taken for one with another key', async () => {
+  const address = await listen(LOOPBACK, {}, (connection) => {
+    connection.start({ onData: () => connection.end(), onDrain() {}, onClose() {} });
+    connection.write([Buffer.from('220 mail.example ESMTP\r\n')]);
+  });
+  await expect(systemNetwork.connect(address, { psk: keys('a', { a: 'key' }) })).rejects.toMatchObject({
+    code: 'ERR_HOLDFAST_HANDSHAKE',
+    message: expect.stringContaining('same kind of link'),
+  });
 });
 
 test('an address in use, a refused connection, a silent server and a cancelled wait each have their code', async () => {
@@ -185,7 +201,7 @@ test('write tells when to stop, and drain when to go on; the queue stays bounded
 
 test('the end of a connection is told once, after it has ended, also to a late handler', async () => {
   const accepted = new Promise<Connection>((resolve) => void listen(LOOPBACK, {}, resolve));
-  await expect.poll(() => listeners.length).toBe(1);
+  await expect.poll(() => listeners.length, PATIENCE).toBe(1);
   const near = await systemNetwork.connect(listeners[0]!.address, {});
   const far = await accepted;
   const ends: string[] = [];
@@ -193,7 +209,7 @@ test('the end of a connection is told once, after it has ended, also to a late h
   far.start({ onData() {}, onDrain() {}, onClose: (error) => ends.push(`far ${error?.message}`) });
   near.destroy(new Error('enough'));
   expect(ends).toEqual([]);
-  await expect.poll(() => ends.length).toBe(2);
+  await expect.poll(() => ends.length, PATIENCE).toBe(2);
   expect(ends.toSorted()).toEqual(['far undefined', expect.stringContaining('the connection with 127.0.0.1')]);
   expect(near.write([Buffer.from('x')])).toBe(false);
   await new Promise<void>((resolve) => near.start({ onData() {}, onDrain() {}, onClose: () => resolve() }));

@@ -224,6 +224,34 @@ test('an address that leads to another peer, and a version too old, say so at bo
   expect(c.node.links()[1]?.problem?.message).toContain('versions 7 to 9, this node 1 to 1; upgrade the older one');
 });
 
+test('a stranger who says nothing is dropped after the deadline, and many of them shut nobody out for long', async () => {
+  const refused: string[] = [];
+  const cluster = new SimulatedCluster({ seed: 1, names: ['a', 'b', 's'] });
+  const onRefused = (_remote: string, error: Error): number => refused.push(error.message);
+  const a = testNode(cluster.node('a').environment, 'a', addressOf('a'), [{ name: 'b', addresses: [] }], {
+    link: 'dedicated',
+    onRefused,
+  });
+  await a.node.start();
+  let closed = 0;
+  for (let stranger = 0; stranger < 50; stranger++) {
+    const opened = cluster.node('s').environment.network.connect(addressOf('a'), {});
+    const connection = await cluster.scheduler.runUntil(opened, 1000);
+    connection.start({ onData() {}, onDrain() {}, onClose: () => closed++ });
+  }
+  await cluster.scheduler.runFor(1000);
+  // 16 to spare and 4 for the peer; the others were closed at once.
+  expect([closed, refused.length]).toEqual([30, 0]);
+  const b = testNode(cluster.node('b').environment, 'b', addressOf('b'), [{ name: 'a', addresses: [addressOf('a')] }], {
+    link: 'dedicated',
+  });
+  await b.node.start();
+  await cluster.scheduler.runFor(8000);
+  expect(refused).toHaveLength(20);
+  expect(refused[0]).toContain('did not finish the handshake in 5000 ms');
+  expect([a.ups.length, b.ups.length]).toEqual([1, 1]);
+});
+
 test.each([
   ['lost', { dropRate: 0.02 }],
   ['repeated', { duplicateRate: 0.02 }],
