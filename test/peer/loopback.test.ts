@@ -61,7 +61,7 @@ describe.each(['tls', 'dedicated'] as const)('over a %s link', (link) => {
     const { a, b } = await startPair({ link }, { link, key: Buffer.from('another key of 32 bytes ........') });
     for (const { node } of [a, b])
       await expect
-        .poll(() => node.links()[0])
+        .poll(() => node.links()[0], PATIENCE)
         .toMatchObject({
           state: 'Connecting',
           problem: { code: 'ERR_HOLDFAST_WRONG_KEY', message: expect.stringContaining('same key') },
