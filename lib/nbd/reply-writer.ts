@@ -6,7 +6,9 @@
 import type { Connection } from '../base/network.ts';
 import type { PayloadLease } from './payload-pool.ts';
 
-const SLAB_BYTES = 64 * 1024;
+/** The first slab, and the biggest: each that is outgrown before its bytes have gone is followed by one twice as big. */
+const SMALLEST_SLAB_BYTES = 32 * 1024;
+const BIGGEST_SLAB_BYTES = 256 * 1024;
 /** Up to here a copy is cheaper than one more buffer in the write. */
 const COPY_LIMIT_BYTES = 16 * 1024;
 
@@ -14,7 +16,7 @@ export class ReplyWriter {
   readonly #connection: Connection;
   readonly #onBlocked: () => void;
   #chunks: Uint8Array[] = [];
-  #slab = new Uint8Array(SLAB_BYTES);
+  #slab = new Uint8Array(0);
   /** The part of the slab that is not yet in `#chunks`. */
   #from = 0;
   #to = 0;
@@ -38,7 +40,7 @@ export class ReplyWriter {
 
   /** Room for `count` bytes of a header, to be filled at once. Returns where in `slab` they begin. */
   reserve(count: number): number {
-    if (this.#to + count > SLAB_BYTES) this.#newSlab();
+    if (this.#to + count > this.#slab.length) this.#newSlab();
     const at = this.#to;
     this.#to += count;
     this.#schedule();
@@ -58,7 +60,7 @@ export class ReplyWriter {
   payload(lease: PayloadLease): void {
     const { bytes } = lease;
     if (bytes.length <= COPY_LIMIT_BYTES) {
-      if (this.#to + bytes.length > SLAB_BYTES) this.#newSlab();
+      if (this.#to + bytes.length > this.#slab.length) this.#newSlab();
       this.#slab.set(bytes, this.#to);
       this.#to += bytes.length;
       lease.release();
@@ -132,7 +134,8 @@ export class ReplyWriter {
 
   #newSlab(): void {
     this.#cut();
-    this.#slab = new Uint8Array(SLAB_BYTES);
+    const wanted = Math.max(SMALLEST_SLAB_BYTES, 2 * this.#slab.length);
+    this.#slab = new Uint8Array(Math.min(wanted, BIGGEST_SLAB_BYTES));
     this.#from = 0;
     this.#to = 0;
   }
