@@ -1,0 +1,91 @@
+/** The mirror's protocol as transcripts that a person can review: test/mirror/transcripts/. */
+import { expect, test } from 'vitest';
+import { Pair } from './transcript.ts';
+
+const preferred = (member: 0 | 1) => ({ kind: 'preferred', member }) as const;
+const file = (name: string) => new URL(`transcripts/${name}.txt`, import.meta.url).pathname;
+
+async function started(pair: Pair): Promise<Pair> {
+  await pair.format();
+  await pair.start('a');
+  await pair.start('b');
+  await pair.pass(1_000);
+  return pair;
+}
+
+test('first sync, then a write and a read through each member', async () => {
+  const pair = await started(new Pair(preferred(0)));
+  await pair.write('a', 0, 1);
+  await pair.write('b', 65_536, 2);
+  await pair.read('b', 0);
+  await pair.read('a', 65_536);
+  await expect(pair.transcript).toMatchFileSnapshot(file('first-sync'));
+});
+
+test('two blank members begin without a copy', async () => {
+  const pair = await started(new Pair(preferred(0), { blank: true }));
+  await expect(pair.transcript).toMatchFileSnapshot(file('both-blank'));
+});
+
+test('the member without access is killed, the preferred one goes on, a bitmap resync follows', async () => {
+  const pair = await started(new Pair(preferred(0), { blank: true }));
+  pair.kill('b');
+  await pair.write('a', 0, 3);
+  await pair.start('b');
+  await pair.pass(1_000);
+  await pair.read('b', 0);
+  expect(pair.peek('b', 0)).toBe(3);
+  await expect(pair.transcript).toMatchFileSnapshot(file('peer-lost-and-back'));
+});
+
+test('the member with access is killed: the preferred one waits for the lease to end, then goes on', async () => {
+  const pair = await started(new Pair(preferred(1), { blank: true }));
+  await pair.write('a', 0, 4);
+  pair.kill('a');
+  await pair.pass(10);
+  await pair.write('b', 65_536, 5);
+  await pair.start('a');
+  await pair.pass(2_000);
+  await pair.read('a', 0);
+  await pair.read('a', 65_536);
+  expect([pair.peek('a', 0), pair.peek('a', 65_536)]).toEqual([4, 5]);
+  await expect(pair.transcript).toMatchFileSnapshot(file('access-moves'));
+});
+
+test('the peer is lost under suspend: the write waits until it is back', async () => {
+  const pair = await started(new Pair({ kind: 'suspend' }, { blank: true }));
+  pair.kill('b');
+  await pair.pass(10);
+  const write = pair.write('a', 0, 6);
+  await Promise.race([write, pair.pass(5_000)]).catch(() => {});
+  await expect(pair.transcript).toMatchFileSnapshot(file('suspended'));
+});
+
+test('the member with access leaves in order, and comes back', async () => {
+  const pair = await started(new Pair({ kind: 'suspend' }, { blank: true }));
+  await pair.write('a', 0, 7);
+  await pair.stop('a');
+  await pair.write('b', 65_536, 8);
+  await pair.start('a');
+  await pair.pass(1_000);
+  expect(pair.peek('a', 65_536)).toBe(8);
+  await expect(pair.transcript).toMatchFileSnapshot(file('leaves-in-order'));
+});
+
+test('forced while the other had gone on: a split brain is told, and both stop', async () => {
+  const pair = await started(new Pair(preferred(0), { blank: true }));
+  pair.kill('b');
+  await pair.write('a', 0, 9);
+  pair.kill('a');
+  await pair.start('b');
+  pair.say('-- the operator forces b');
+  await pair.until(pair.volume('b').controller.force(false));
+  await pair.write('b', 0, 10);
+  await pair.start('a');
+  await pair.pass(3_000);
+  for (const name of ['a', 'b'] as const) {
+    expect(pair.volume(name).status.problem?.code).toBe('ERR_HOLDFAST_SPLIT_BRAIN');
+    expect(pair.volume(name).status.gate.mode).toBe('closed');
+  }
+  await expect(pair.transcript).toMatchFileSnapshot(file('split-brain'));
+});

@@ -1,0 +1,214 @@
+/**
+ * Runs two members in the simulation and writes down, in order, what a reviewer has to judge: which record is durable
+ * when, who asks whom for what, and when a gate opens. Views are named by their numbers.
+ */
+
+import type { MemberStore } from '../../lib/mirror/member-store.ts';
+import { Metadata } from '../../lib/mirror/metadata.ts';
+import type { OnLostPeer } from '../../lib/mirror/standing.ts';
+import type { MemberRecord, View } from '../../lib/mirror/view.ts';
+import { MirroredVolume } from '../../lib/mirror/volume.ts';
+import { createPeerNode } from '../../lib/peer/node.ts';
+import type { Method, PeerNode, RequestHandler } from '../../lib/peer/peer.ts';
+import { SimulatedClock, SimulatedProcess } from '../../lib/testing/simulated-clock.ts';
+import { SimulatedCluster } from '../../lib/testing/simulated-cluster.ts';
+import { SimulatedDisk } from '../../lib/testing/simulated-disk.ts';
+
+const KIB = 1024;
+const VOLUME_BYTES = 256 * KIB;
+const GRAIN_BYTES = 64 * KIB;
+const VOLUME_ID = 'ab'.repeat(16);
+const NAMES = ['a', 'b'] as const;
+const UNTOLD = new Set(['forward-flush', 'ready']);
+
+type Name = (typeof NAMES)[number];
+
+export class Pair {
+  readonly lines: string[] = [];
+  readonly cluster = new SimulatedCluster({ seed: 1, names: NAMES });
+  readonly #disks = new Map<Name, SimulatedDisk>();
+  readonly #volumes = new Map<Name, MirroredVolume>();
+  readonly #nodes = new Map<Name, PeerNode>();
+  readonly #onLostPeer: OnLostPeer;
+  readonly #blank: boolean;
+
+  constructor(onLostPeer: OnLostPeer, options: { blank?: boolean } = {}) {
+    this.#onLostPeer = onLostPeer;
+    this.#blank = options.blank ?? false;
+    const clock = new SimulatedClock(this.cluster.scheduler, new SimulatedProcess('world'), 0);
+    for (const name of NAMES) {
+      const random = this.cluster.random.fork(name);
+      this.#disks.set(name, new SimulatedDisk({ clock, random, name, sizeBytes: VOLUME_BYTES + 128 * KIB }));
+    }
+  }
+
+  say(line: string): void {
+    this.lines.push(line);
+  }
+
+  volume(name: Name): MirroredVolume {
+    return this.#volumes.get(name)!;
+  }
+
+  async format(): Promise<void> {
+    for (const [member, name] of ([...NAMES] as const).entries()) {
+      const device = this.#disks.get(name)!.open();
+      const shape = { volumeId: VOLUME_ID, sizeBytes: VOLUME_BYTES, grainBytes: GRAIN_BYTES, memberName: name };
+      const create = Metadata.create(device, { ...shape, member: member === 0 ? 0 : 1, deviceIdentity: name });
+      await this.until(create.then(() => device.close()));
+    }
+  }
+
+  async start(name: Name): Promise<void> {
+    const machine = this.cluster.node(name);
+    if (!machine.process.alive) machine.restart();
+    const { process, environment } = machine;
+    this.say(`-- ${name} starts`);
+    const device = this.#disks.get(name)!.open({ run: (answer) => process.run(answer) });
+    const store = this.#telling(name, await this.until(Metadata.open(device)));
+    const node = createPeerNode({
+      environment,
+      name,
+      clusterId: 'transcript',
+      key: new Uint8Array(32),
+      link: 'dedicated',
+      listen: { kind: 'tcp', host: name, port: 7000 },
+      peers: NAMES.filter((other) => other !== name).map((other) => ({
+        name: other,
+        addresses: [{ kind: 'tcp', host: other, port: 7000 }],
+      })),
+    });
+    this.#overhear(name, node);
+    const volume = await this.until(
+      MirroredVolume.open({
+        environment,
+        node,
+        name: 'vol',
+        volumeId: VOLUME_ID,
+        memberNames: NAMES,
+        onLostPeer: this.#onLostPeer,
+        device,
+        store,
+        isBlank: async () => this.#blank,
+        onEvent: (event) => {
+          if (event.kind === 'gate')
+            this.say(`${name}    gate ${event.reason ? `closed: ${event.reason}` : event.mode}`);
+          if (event.kind === 'met') this.say(`${name}    verdict: ${event.rule}`);
+          if (event.kind === 'refused') this.say(`${name}    refused: ${event.rule} (${event.code})`);
+        },
+      }),
+    );
+    this.#volumes.set(name, volume);
+    this.#nodes.set(name, node);
+    await this.until(node.start());
+  }
+
+  kill(name: Name): void {
+    this.say(`-- ${name} is killed`);
+    this.cluster.node(name).kill();
+    this.#disks.get(name)!.kill();
+  }
+
+  async stop(name: Name): Promise<void> {
+    this.say(`-- ${name} is told to stop`);
+    await this.until(this.volume(name).close());
+    await this.until(this.#nodes.get(name)!.close());
+    this.cluster.node(name).kill();
+  }
+
+  until<Result>(promise: Promise<Result>): Promise<Result> {
+    return this.cluster.scheduler.runUntil(promise, 60_000);
+  }
+
+  pass(milliseconds: number): Promise<void> {
+    return this.cluster.scheduler.runFor(milliseconds);
+  }
+
+  async write(name: Name, offset: number, byte: number): Promise<void> {
+    this.say(`-- a client of ${name} writes 4 KiB at ${offset / KIB} KiB`);
+    await this.until(this.volume(name).write(offset, new Uint8Array(4 * KIB).fill(byte)));
+    this.say(`   acknowledged`);
+  }
+
+  async read(name: Name, offset: number): Promise<void> {
+    this.say(`-- a client of ${name} reads 4 KiB at ${offset / KIB} KiB`);
+    const bytes = new Uint8Array(4 * KIB);
+    await this.until(this.volume(name).read(offset, bytes));
+    this.say(`   it reads ${bytes.every((byte) => byte === bytes[0]) ? `${bytes[0]}` : 'a mixture'}`);
+  }
+
+  peek(name: Name, offset: number): number {
+    const byte = new Uint8Array(1);
+    this.#disks.get(name)!.peek(offset, byte);
+    return byte[0]!;
+  }
+
+  get transcript(): string {
+    return `${this.lines.join('\n')}\n`;
+  }
+
+  #telling(name: Name, store: Metadata): MemberStore {
+    const told = async (record: MemberRecord, write: Promise<void>) => {
+      await write;
+      this.say(`${name}    durable: ${inWords(record)}`);
+    };
+    return {
+      member: store.member,
+      sizeBytes: store.sizeBytes,
+      grainBytes: store.grainBytes,
+      record: store.record,
+      savedMarks: store.savedMarks,
+      write: (record) => told(record, store.write(record)),
+      writeClean: (record, marks) => told(record, store.writeClean(record, marks)),
+    };
+  }
+
+  /** Writes down each request as it arrives, and its answer. */
+  #overhear(name: Name, node: PeerNode): void {
+    const { handle } = node;
+    node.handle = <Request, Response>(method: Method<Request, Response>, handler: RequestHandler<Request, Response>) =>
+      handle.call(node, method, async (message, session) => {
+        if (UNTOLD.has(method.name)) return handler(message as never, session) as never;
+        this.say(`${session.peer.name} > ${name} ${method.name}${details(message.control)}`);
+        try {
+          const reply = await handler(message as never, session);
+          this.say(`${session.peer.name} < ${name} ${method.name} done`);
+          return reply as never;
+        } catch (error) {
+          this.say(`${session.peer.name} < ${name} ${method.name} failed`);
+          throw error;
+        }
+      });
+  }
+}
+
+function inWords(record: MemberRecord): string {
+  const { known, dataState, clean } = record;
+  return `${viewInWords(known)}, ${dataState}${clean ? ', clean' : ''}`;
+}
+
+function viewInWords({ number, inSync, holder }: View): string {
+  const members = NAMES.filter((_, index) => inSync & (1 << index)).map((name) => name.toUpperCase());
+  return `view ${number} {${members.join('')}}, access ${NAMES[holder].toUpperCase()}`;
+}
+
+function details(control: unknown): string {
+  const { view, scope, record, offset, length, fua } = control as {
+    view?: View;
+    scope?: string;
+    record?: MemberRecord;
+    offset?: number;
+    length?: number;
+    fua?: boolean;
+  };
+  const words = [
+    record && inWords(record),
+    view && viewInWords(view),
+    scope && `scope ${scope}`,
+    offset !== undefined && `at ${offset / KIB} KiB`,
+    length !== undefined && `${length / KIB} KiB`,
+    fua && 'fua',
+  ];
+  const said = words.filter(Boolean).join(', ');
+  return said === '' ? '' : `: ${said}`;
+}
