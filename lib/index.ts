@@ -2,6 +2,11 @@
 export { crc32c, crc32cBlocks, crc32cCombine, crc32cKernel } from './base/checksum.ts';
 export { HoldfastError, type HoldfastErrorCode, isHoldfastError } from './base/errors.ts';
 export { systemEnvironment } from './base/system-environment.ts';
+export type { ControllerEvent, ControllerStatus, Problem, Role } from './mirror/controller.ts';
+export { checkFits, type MemberShape, Metadata, metadataBytes } from './mirror/metadata.ts';
+export type { CopyState, OnLostPeer } from './mirror/standing.ts';
+export type { MemberIndex, View } from './mirror/view.ts';
+export { MirroredVolume, type MirroredVolumeOptions } from './mirror/volume.ts';
 export type { NbdExport, NbdExportStats } from './nbd/export.ts';
 export { type ConnectNbdOptions, connectNbd } from './nbd/nbd-device.ts';
 export {

@@ -8,6 +8,8 @@ export {
   type FaultyDeviceOptions,
   type InjectedFault,
 } from '../storage/faulty-device.ts';
+export { checkFlushed, checkLinearizable, INITIAL_VALUE, type Operation, type Violation } from './history.ts';
+export { type SimulationPlan, type SimulationResult, simulateMirror } from './mirror-simulation.ts';
 export { type RunEnd, Scheduler } from './scheduler.ts';
 export { SimulatedClock, SimulatedProcess } from './simulated-clock.ts';
 export {
