@@ -92,13 +92,13 @@ function describe(error: unknown): string {
   return error instanceof Error ? (error.stack ?? error.message) : String(error);
 }
 
-interface MutableOperation extends Operation {
+export interface MutableOperation extends Operation {
   end: number;
   value: number;
   durable?: number;
 }
 
-class Histories {
+export class Histories {
   readonly blocks = new Map<number, MutableOperation[]>();
   #time = 0;
   #stamp = INITIAL_VALUE;
@@ -152,11 +152,11 @@ class Histories {
 }
 
 /** A block carries its value at every 8 bytes: a torn one is told at once. */
-function stamp(bytes: Uint8Array, value: number): void {
+export function stamp(bytes: Uint8Array, value: number): void {
   new Float64Array(bytes.buffer, bytes.byteOffset, bytes.length / 8).fill(value);
 }
 
-function readStamp(bytes: Uint8Array): number {
+export function readStamp(bytes: Uint8Array): number {
   const words = new Float64Array(bytes.buffer, bytes.byteOffset, bytes.length / 8);
   const [value = Number.NaN] = words;
   for (const word of words) if (word !== value) return Number.NaN;

@@ -1,7 +1,7 @@
 /** Real processes for the system tests: each is a direct child, and is stopped by its own id. */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { access, mkdtemp, rm } from 'node:fs/promises';
+import { access, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
@@ -17,13 +17,21 @@ export async function run(command: string, ...words: string[]): Promise<string> 
   return stdout;
 }
 
+export interface ChildOptions {
+  readonly stdin?: 'open' | 'closed';
+  readonly env?: NodeJS.ProcessEnv;
+}
+
 export class Child implements AsyncDisposable {
   readonly process: ChildProcess;
   readonly #exited: Promise<unknown>;
   #output = '';
 
-  constructor(command: string, words: readonly string[]) {
-    this.process = spawn(command, words, { stdio: ['ignore', 'pipe', 'inherit'] });
+  /** `stdin` open: a pipe that ends with this process. */
+  constructor(command: string, words: readonly string[], options: ChildOptions = {}) {
+    const { stdin = 'closed', env = process.env } = options;
+    const input = stdin === 'open' ? 'pipe' : 'ignore';
+    this.process = spawn(command, words, { stdio: [input, 'pipe', 'inherit'], env });
     this.process.stdout!.on('data', (chunk: Buffer) => {
       this.#output += chunk.toString();
     });
@@ -34,22 +42,40 @@ export class Child implements AsyncDisposable {
     return this.#output;
   }
 
+  get ended(): boolean {
+    return this.process.exitCode !== null || this.process.signalCode !== null;
+  }
+
+  /** Resolves at its end with its exit status; null if a signal ended it. */
+  async exit(): Promise<number | null> {
+    await this.#exited;
+    return this.process.exitCode;
+  }
+
   /** Waits until `isReady` says so; fails if the process ends before. */
   async ready(isReady: () => boolean | Promise<boolean>): Promise<void> {
     while (!(await isReady())) {
-      if (this.process.exitCode !== null) throw new Error(`${this.process.spawnfile} ended before it was ready`);
+      if (this.ended) throw new Error(`${this.process.spawnfile} ended before it was ready`);
       await wait(10);
     }
   }
 
-  async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+  /** Sends the signal and waits for the end; its exit status, null if a signal ended it. */
+  stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<number | null> {
     this.process.kill(signal);
-    await this.#exited;
+    return this.exit();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    if (this.process.exitCode === null && this.process.signalCode === null) await this.stop();
+    if (!this.ended) await this.stop();
   }
+}
+
+/** True once a process accepts connections at a Unix socket: the file is there a moment before. */
+export async function listens(path: string): Promise<boolean> {
+  const acceptsConnections = '00010000';
+  const lines = (await readFile('/proc/net/unix', 'utf8')).split('\n');
+  return lines.some((line) => line.endsWith(` ${path}`) && line.split(' ')[3] === acceptsConnections);
 }
 
 export async function exists(path: string): Promise<boolean> {

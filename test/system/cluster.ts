@@ -1,0 +1,175 @@
+/** A volume mirrored by two real server processes over files in a temporary folder, for the system tests. */
+import { open, rm, truncate, writeFile } from 'node:fs/promises';
+import { setTimeout as wait } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import type { Address } from '../../lib/base/network.ts';
+import { systemEnvironment } from '../../lib/base/system-environment.ts';
+import { fetchStatus } from '../../lib/cli/status-command.ts';
+import { ControlClient } from '../../lib/daemon/control-client.ts';
+import type { VolumeStatus } from '../../lib/daemon/status.ts';
+import { connectNbd } from '../../lib/nbd/nbd-device.ts';
+import type { BlockDevice } from '../../lib/storage/block-device.ts';
+import { Child, run, TemporaryFolder } from './processes.ts';
+
+export const MIB = 2 ** 20;
+export const NODES = ['a', 'b'] as const;
+export type NodeName = (typeof NODES)[number];
+
+const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const METADATA_ROOM_BYTES = 2 * MIB;
+const PIECE_BYTES = 4 * MIB;
+
+export interface ClusterOptions {
+  readonly sizeBytes: number;
+  readonly onLostPeer?: unknown;
+  readonly leaseMs?: number;
+}
+
+export class Cluster implements AsyncDisposable {
+  readonly folder: TemporaryFolder;
+  readonly sizeBytes: number;
+  readonly #servers = new Map<NodeName, Child>();
+
+  private constructor(folder: TemporaryFolder, sizeBytes: number) {
+    this.folder = folder;
+    this.sizeBytes = sizeBytes;
+  }
+
+  /** Devices, configuration and both members; no server runs yet. */
+  static async create(options: ClusterOptions): Promise<Cluster> {
+    const { sizeBytes, onLostPeer = { preferred: 'a' }, leaseMs = 3000 } = options;
+    const cluster = new Cluster(await TemporaryFolder.make(), sizeBytes);
+    await run(process.execPath, main, 'make-key', cluster.folder.file('cluster.key'));
+    const config = {
+      cluster: 'system-tests',
+      keyFile: 'cluster.key',
+      heartbeatMs: leaseMs / 6,
+      leaseMs,
+      nodes: await Promise.all(
+        NODES.map(async (name) => ({
+          name,
+          addresses: [`127.0.0.1:${await freePort()}`],
+          control: `${name}.control`,
+          exports: [{ volume: 'data', address: `unix:${name}.nbd` }],
+        })),
+      ),
+      volumes: [
+        {
+          name: 'data',
+          id: '6d6f7264-0001-4000-8000-686f6c646661',
+          sizeBytes,
+          members: NODES.map((node) => ({ node, device: `${node}.img` })),
+          onLostPeer,
+        },
+      ],
+    };
+    await writeFile(cluster.#config, JSON.stringify(config, null, 2));
+    for (const node of NODES) {
+      await writeFile(cluster.device(node), '');
+      await truncate(cluster.device(node), sizeBytes + METADATA_ROOM_BYTES);
+      await run(process.execPath, main, 'create', cluster.#config, 'data', '--node', node);
+    }
+    return cluster;
+  }
+
+  /** Both servers run, and both copies are up to date. */
+  static async running(options: ClusterOptions): Promise<Cluster> {
+    const cluster = await Cluster.create(options);
+    await Promise.all(NODES.map((node) => cluster.start(node)));
+    await cluster.online();
+    return cluster;
+  }
+
+  get #config(): string {
+    return this.folder.file('cluster.jsonc');
+  }
+
+  device(node: NodeName): string {
+    return this.folder.file(`${node}.img`);
+  }
+
+  socket(node: NodeName): string {
+    return this.folder.file(`${node}.nbd`);
+  }
+
+  uri(node: NodeName): string {
+    return `nbd+unix:///?socket=${this.socket(node)}`;
+  }
+
+  /** The volume through a node's export, by our own client. */
+  connect(node: NodeName): Promise<BlockDevice> {
+    const address: Address = { kind: 'unix', path: this.socket(node) };
+    return connectNbd(address, { environment: systemEnvironment });
+  }
+
+  /** Starts a server and waits until its exports are there. */
+  async start(node: NodeName): Promise<void> {
+    const words = [main, 'serve', this.#config, '--node', node, '--until-stdin-ends'];
+    const server = new Child(process.execPath, words, { stdin: 'open' });
+    this.#servers.set(node, server);
+    await server.ready(() => server.output.includes(`${node}: ready`));
+  }
+
+  server(node: NodeName): Child {
+    return this.#servers.get(node)!;
+  }
+
+  /** Sends a signal and waits for the server's end; its exit status, null if the signal ended it. */
+  stop(node: NodeName, signal: NodeJS.Signals): Promise<number | null> {
+    return this.server(node).stop(signal);
+  }
+
+  async status(node: NodeName): Promise<VolumeStatus> {
+    const path = this.folder.file(`${node}.control`);
+    await using client = await ControlClient.connect(systemEnvironment.network, path);
+    return (await fetchStatus(client)).volumes[0]!;
+  }
+
+  /** Waits until a server says that the volume is as wanted; fails if the server ends before. */
+  async until(node: NodeName, wanted: (status: VolumeStatus) => boolean): Promise<VolumeStatus> {
+    let status: VolumeStatus | undefined;
+    await this.server(node).ready(async () => {
+      status = await this.status(node).catch(() => undefined);
+      if (status !== undefined && wanted(status)) return true;
+      await wait(20);
+      return false;
+    });
+    return status!;
+  }
+
+  /** Waits until both copies are up to date. */
+  async online(): Promise<void> {
+    await Promise.all(NODES.map((node) => this.until(node, ({ state }) => state === 'Online')));
+  }
+
+  /** Offset of the first byte in which the two copies differ; undefined if they are the same. */
+  async firstDifference(): Promise<number | undefined> {
+    const [one, other] = await Promise.all(NODES.map((node) => open(this.device(node))));
+    try {
+      for (let offset = 0; offset < this.sizeBytes; offset += PIECE_BYTES) {
+        const length = Math.min(PIECE_BYTES, this.sizeBytes - offset);
+        const [left, right] = [Buffer.alloc(length), Buffer.alloc(length)];
+        await one!.read(left, 0, length, offset);
+        await other!.read(right, 0, length, offset);
+        if (Buffer.compare(left, right) !== 0) return offset + left.findIndex((byte, index) => byte !== right[index]);
+      }
+      return undefined;
+    } finally {
+      await one!.close();
+      await other!.close();
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const server of this.#servers.values()) if (!server.ended) await server.stop('SIGKILL');
+    await rm(this.folder.path, { recursive: true, force: true });
+  }
+}
+
+async function freePort(): Promise<number> {
+  const any: Address = { kind: 'tcp', host: '127.0.0.1', port: 0 };
+  const listener = await systemEnvironment.network.listen(any, {}, (connection) => connection.destroy());
+  const { address } = listener;
+  await listener.close();
+  return address.kind === 'tcp' ? address.port : 0;
+}

@@ -1,0 +1,134 @@
+/**
+ * Clients of both servers of a mirrored volume that write stamped blocks and read them back. Every operation goes into
+ * a history, which is judged block by block: whatever was acknowledged is seen by all later reads, on either server.
+ */
+import { setTimeout as wait } from 'node:timers/promises';
+import { systemRandom } from '../../lib/base/random.ts';
+import type { BlockDevice } from '../../lib/storage/block-device.ts';
+import { checkLinearizable, type Operation, type Violation } from '../../lib/testing/history.ts';
+import { Histories, readStamp, stamp } from '../../lib/testing/mirror-simulation.ts';
+import { type Cluster, NODES, type NodeName } from './cluster.ts';
+
+const BLOCK_BYTES = 4096;
+/** So many blocks are neighbours; the clusters of them are spread over the volume. */
+const NEIGHBOURS = 8;
+const RECONNECT_MS = 50;
+
+export interface StampedLoadOptions {
+  readonly blocks: number;
+  /** Operations under way at a time on each server. */
+  readonly depth: number;
+}
+
+export class StampedLoad {
+  readonly #cluster: Cluster;
+  readonly #options: StampedLoadOptions;
+  readonly #histories = new Histories();
+  readonly #running: Promise<void>[] = [];
+  #stopped = false;
+  readonly acknowledged: Record<NodeName, number> = { a: 0, b: 0 };
+  reads = 0;
+  /** Operations whose outcome nobody knows, by the error they ended with. */
+  readonly lost: Record<string, number> = {};
+
+  constructor(cluster: Cluster, options: StampedLoadOptions) {
+    this.#cluster = cluster;
+    this.#options = options;
+    for (const node of NODES) this.#running.push(this.#client(node));
+  }
+
+  /** Waits until so many more writes were acknowledged by clients of that server. */
+  async progress(node: NodeName, writes: number): Promise<void> {
+    const goal = this.acknowledged[node] + writes;
+    while (this.acknowledged[node] < goal && !this.#stopped) await wait(5);
+  }
+
+  /** Ends the load, which needs a volume that serves. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    await Promise.all(this.#running);
+  }
+
+  /** Reads every block through a server. */
+  async readAll(node: NodeName): Promise<void> {
+    await using device = await this.#cluster.connect(node);
+    for (let block = 0; block < this.#options.blocks; block += 1) await this.#read(device, block);
+  }
+
+  /** The first block whose history cannot have happened on one device, with what contradicts itself. */
+  violation():
+    | { readonly block: number; readonly found: Violation; readonly history: readonly Operation[] }
+    | undefined {
+    for (const [block, history] of this.#histories.blocks) {
+      const found = checkLinearizable(history);
+      if (found !== undefined) return { block, found, history: around(found, history) };
+    }
+    return undefined;
+  }
+
+  /** Connects again whenever the server has gone. */
+  async #client(node: NodeName): Promise<void> {
+    while (!this.#stopped) {
+      const device = await this.#cluster.connect(node).catch(() => undefined);
+      if (device === undefined) {
+        await wait(RECONNECT_MS);
+        continue;
+      }
+      await Promise.all(Array.from({ length: this.#options.depth }, () => this.#lane(node, device)));
+      await device.close().catch(() => {});
+    }
+  }
+
+  async #lane(node: NodeName, device: BlockDevice): Promise<void> {
+    while (!this.#stopped) {
+      try {
+        await this.#operation(node, device);
+      } catch (error) {
+        const { code = 'unknown' } = error as { code?: string };
+        this.lost[code] = (this.lost[code] ?? 0) + 1;
+        if (code === 'ERR_HOLDFAST_NBD_DISCONNECTED') return;
+      }
+    }
+  }
+
+  async #operation(node: NodeName, device: BlockDevice): Promise<void> {
+    const block = systemRandom.below(this.#options.blocks);
+    const what = systemRandom.below(100);
+    if (what < 45) await this.#read(device, block);
+    else if (what < 98) await this.#write(node, device, block, what < 50);
+    else await device.flush();
+  }
+
+  async #read(device: BlockDevice, block: number): Promise<void> {
+    const operation = this.#histories.begin('read', block);
+    const bytes = new Uint8Array(BLOCK_BYTES);
+    await device.read(this.#offset(block), bytes);
+    operation.value = readStamp(bytes);
+    operation.end = this.#histories.tick();
+    this.reads += 1;
+  }
+
+  async #write(node: NodeName, device: BlockDevice, block: number, fua: boolean): Promise<void> {
+    const operation = this.#histories.begin('write', block);
+    const bytes = new Uint8Array(BLOCK_BYTES);
+    stamp(bytes, operation.value);
+    await device.write(this.#offset(block), bytes, { fua });
+    this.#histories.endWrite(operation, fua);
+    this.acknowledged[node] += 1;
+  }
+
+  #offset(block: number): number {
+    const clusters = Math.ceil(this.#options.blocks / NEIGHBOURS);
+    const strideBytes = Math.floor(this.#cluster.sizeBytes / clusters / BLOCK_BYTES) * BLOCK_BYTES;
+    return Math.floor(block / NEIGHBOURS) * strideBytes + (block % NEIGHBOURS) * BLOCK_BYTES;
+  }
+}
+
+/** What happened to the block while the operations in question were under way. */
+function around(violation: Violation, history: readonly Operation[]): readonly Operation[] {
+  const values = new Set(violation.operations.map(({ value }) => value));
+  const related = history.filter(({ value }) => values.has(value));
+  const from = Math.min(...related.map(({ start }) => start));
+  const to = Math.max(...related.map(({ end, start }) => (end === Number.POSITIVE_INFINITY ? start : end)));
+  return history.filter(({ start, end }) => end >= from && start <= to).slice(0, 100);
+}
