@@ -76,3 +76,37 @@ it('make-key makes a key for its owner alone, and never overwrites one', () => {
   expect([again.status, again.stderr]).toEqual([3, expect.stringContaining('exists already')]);
   expect(readFileSync(path, 'utf8')).toBe(key);
 });
+
+it('bench reads a file, and writes one only if it may be destroyed', () => {
+  const path = join(folder, 'bench.img');
+  writeFileSync(path, Buffer.alloc(1024 * 1024, 'precious '));
+  const before = readFileSync(path);
+  const read = holdfast('bench', path, '--seconds', '0.1', '--json');
+  expect(read.stderr).toBe('');
+  const result = JSON.parse(read.stdout);
+  expect(result).toMatchObject({ path, rw: 'randread', blockBytes: 4096, depth: 32, sizeBytes: 1024 * 1024 });
+  expect(['io_uring', 'threads']).toContain(result.engine);
+  expect(result.requests).toBeGreaterThan(0);
+  const refused = holdfast('bench', path, '--rw', 'randwrite', '--seconds', '0.1');
+  expect([refused.status, refused.stderr]).toEqual([5, expect.stringContaining('say --destroy')]);
+  expect(Buffer.compare(readFileSync(path), before)).toBe(0);
+  const write = holdfast('bench', path, '--rw', 'write', '--bs', '64k', '--seconds', '0.1', '--destroy');
+  expect([write.status, write.stdout]).toEqual([0, expect.stringMatching(/\n {2}latency {3}p50 /)]);
+  expect(Buffer.compare(readFileSync(path), before)).not.toBe(0);
+});
+
+it('bench by the engine that was asked for', () => {
+  const path = join(folder, 'bench-threads.img');
+  writeFileSync(path, Buffer.alloc(1024 * 1024));
+  const { stdout } = holdfast('bench', path, '--seconds', '0.1', '--engine', 'threads', '--direct', 'off', '--json');
+  expect(JSON.parse(stdout)).toMatchObject({ engine: 'threads', direct: false });
+});
+
+it('bench on what is not there, or is none', () => {
+  const missing = holdfast('bench', join(folder, 'none.img'));
+  expect([missing.status, missing.stderr]).toEqual([1, expect.stringContaining('none.img')]);
+  expect(holdfast('bench', folder).stderr).toContain('neither');
+  expect(holdfast('bench', 'x', '--rw', 'scan').status).toBe(2);
+  expect(holdfast('bench', 'x', '--bs', '3.5').status).toBe(2);
+  expect(holdfast('bench', 'x', '--depth', '4096', '--bs', '16M').stderr).toContain('lower one of them');
+});

@@ -1,0 +1,113 @@
+import { readFileSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { volumeStatus } from '../../lib/daemon/volume-status.ts';
+import type { ControllerStatus } from '../../lib/mirror/controller.ts';
+import { CREATED_RECORD } from '../../lib/mirror/view.ts';
+
+const config = {
+  name: 'data',
+  id: '0d2c5b1e-7d0a-4d8c-9a9b-6f1d3b8f2c11',
+  sizeBytes: 1024 ** 3,
+  ackMode: 'durable',
+  onLostPeer: 'suspend',
+  members: [
+    { node: 'a', device: '/dev/one', metadata: 'internal' },
+    { node: 'b', device: '/dev/two', metadata: 'internal' },
+  ],
+  policingExtentBytes: 1024 ** 2,
+  activityLogExtentBytes: 4 * 1024 ** 2,
+  bitmapGrainBytes: 64 * 1024,
+} as const;
+
+const paired: ControllerStatus = {
+  role: 'paired',
+  record: {
+    ...CREATED_RECORD,
+    known: { number: 3, id: '1'.repeat(32), inSync: 3, holder: 1 },
+    dataState: 'up-to-date',
+  },
+  ownState: 'UpToDate',
+  peerState: 'UpToDate',
+  gate: { mode: 'local', reason: undefined },
+  markedBytes: 0,
+  resync: undefined,
+  problem: undefined,
+};
+
+const said = (status: Partial<ControllerStatus>) =>
+  volumeStatus({ config, node: 'a', status: { ...paired, ...status }, resyncedBytes: 5 });
+
+it('both copies in order', () => {
+  expect(said({})).toEqual({
+    name: 'data',
+    id: config.id,
+    sizeBytes: 1024 ** 3,
+    state: 'Online',
+    problems: [],
+    copies: [
+      { node: 'a', local: true, disk: 'UpToDate', device: '/dev/one', outOfSyncBytes: 0 },
+      { node: 'b', local: false, disk: 'UpToDate', device: null, outOfSyncBytes: 0 },
+    ],
+    resync: null,
+    holder: 'b',
+    resyncedBytes: 5,
+  });
+});
+
+it('a resync from here', () => {
+  const resync = { doneBytes: 10, totalBytes: 30, elapsedMs: 5, rate: 2000, etaMs: 10 };
+  const status = said({ role: 'source', peerState: 'Inconsistent', resync, markedBytes: 20 });
+  expect(status.state).toBe('Degraded');
+  expect(status.resync).toEqual({
+    role: 'SyncSource',
+    peer: 'b',
+    doneBytes: 10,
+    totalBytes: 30,
+    bytesPerSecond: 2000,
+    toGoMs: 10,
+  });
+  expect(status.problems.map((problem) => problem.code)).toEqual(['HOLDFAST-RESYNC']);
+  expect(status.copies[1]).toMatchObject({ disk: 'Inconsistent', outOfSyncBytes: 20 });
+});
+
+describe('why requests wait, by the rule of the controller', () => {
+  it.each([
+    ['created', 'HOLDFAST-NEW'],
+    ['inconsistent', 'HOLDFAST-INCONSISTENT'],
+    ['outdated', 'HOLDFAST-OUTDATED'],
+    ['suspend', 'HOLDFAST-SUSPENDED'],
+    ['peer-is-preferred', 'HOLDFAST-NOT-PREFERRED'],
+    ['the link to the peer is lost', 'HOLDFAST-WAITING'],
+    ['constructor', 'HOLDFAST-WAITING'],
+  ])('%s is told as %s', (reason, code) => {
+    const status = said({ role: 'none', gate: { mode: 'closed', reason } });
+    expect([status.state, status.holder]).toEqual(['Suspended', null]);
+    expect(status.problems.map((problem) => problem.code)).toEqual([code]);
+  });
+});
+
+it('a refusal is told once, with its mend as the action', () => {
+  const problem = { code: 'ERR_HOLDFAST_SPLIT_BRAIN', message: 'both copies have changed; choose the one to keep' };
+  const status = said({ role: 'none', gate: { mode: 'closed', reason: 'split brain' }, problem });
+  expect(status.problems).toEqual([
+    { code: 'ERR_HOLDFAST_SPLIT_BRAIN', message: 'both copies have changed', action: 'Choose the one to keep' },
+  ]);
+});
+
+it('a failed device with the peer serving, and without', () => {
+  const failed = {
+    ownState: 'Failed',
+    role: 'none',
+    problem: { code: 'ERR_HOLDFAST_DEVICE_FAILED', message: 'EIO' },
+  } as const;
+  expect(said({ ...failed, gate: { mode: 'forward', reason: undefined } }).state).toBe('Degraded');
+  expect(said({ ...failed, gate: { mode: 'closed', reason: 'the own device has failed' } }).state).toBe('Failed');
+});
+
+it('docs/cli.md lists every code', () => {
+  const docs = readFileSync(new URL('../../docs/cli.md', import.meta.url), 'utf8');
+  const source = readFileSync(new URL('../../lib/daemon/volume-status.ts', import.meta.url), 'utf8');
+  const codes = new Set(source.match(/HOLDFAST-[A-Z-]+/g));
+  expect(codes.size).toBeGreaterThan(5);
+  for (const code of codes) expect(docs).toContain(`\`${code}\``);
+});
