@@ -63,10 +63,20 @@ export function addDemoCommand(program: Command, context: CliContext, exit: (cod
     .option('--json', 'print the result as one JSON object in the last line')
     .option('--keep', 'leave devices and configuration in the temporary folder')
     .action(async (options: DemoOptions) => {
-      const result = await new Demo(context, options).run();
-      if (options.json) context.stdout.write(`${JSON.stringify(result)}\n`);
-      if (!result.ok) exit(EXIT.failed);
+      try {
+        const result = await new Demo(context, options).run();
+        if (options.json) context.stdout.write(`${JSON.stringify(result)}\n`);
+        if (!result.ok) exit(EXIT.failed);
+      } catch (error) {
+        if (options.json) context.stdout.write(`${JSON.stringify({ ok: false, error: errorFacts(error) })}\n`);
+        throw error;
+      }
     });
+}
+
+function errorFacts(error: unknown): { code: string; message: string } {
+  const message = error instanceof Error ? error.message : String(error);
+  return { code: error instanceof HoldfastError ? error.code : 'ERR_HOLDFAST_INTERNAL', message };
 }
 
 class Demo {

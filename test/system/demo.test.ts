@@ -1,0 +1,95 @@
+/** The demo, as a newcomer starts it, and what is left behind however it ends. */
+import { spawn, spawnSync } from 'node:child_process';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as wait } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+
+const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+let folder: string;
+
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'hd-'));
+});
+
+afterEach(() => rmSync(folder, { recursive: true }));
+
+const environment = () => ({ ...process.env, TMPDIR: folder });
+
+/** Command lines of processes that mention the folder. */
+function processes(): string[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .flatMap((pid) => {
+      try {
+        return [readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ')];
+      } catch {
+        return [];
+      }
+    })
+    .filter((line) => line.includes(folder));
+}
+
+async function gone(): Promise<void> {
+  for (let round = 0; processes().length > 0 && round < 500; round++) await wait(20);
+  expect(processes()).toEqual([]);
+}
+
+test('every comparison holds, only what was missed is sent, and nothing is left behind', async () => {
+  const input = fileURLToPath(new URL('../../package-lock.json', import.meta.url));
+  const { status, stdout, stderr } = spawnSync(process.execPath, [main, 'demo', '--json', '--input', input], {
+    encoding: 'utf8',
+    env: environment(),
+  });
+  expect([stderr, status]).toEqual(['', 0]);
+  const result = JSON.parse(stdout.trimEnd().split('\n').at(-1)!);
+  expect(result).toMatchObject({ ok: true, bytes: readFileSync(input).length, mismatches: 0 });
+  expect(result.dirtyBytes).toBeGreaterThan(0);
+  expect(result.resyncBytes).toBeGreaterThanOrEqual(result.dirtyBytes);
+  expect(result.resyncBytes).toBeLessThanOrEqual(result.resyncLimitBytes);
+  expect(result.resyncBytes).toBeLessThan(result.volumeBytes / 4);
+  expect(stdout).toMatch(/Killed server b \(kill -9 \d+\)/);
+  expect(readdirSync(folder)).toEqual([]);
+  await gone();
+});
+
+test('a file that is not there: told with its mend, and as JSON', () => {
+  const words = [main, 'demo', '--json', '--input', join(folder, 'none')];
+  const { status, stdout, stderr } = spawnSync(process.execPath, words, { encoding: 'utf8', env: environment() });
+  expect([status, stderr]).toEqual([2, expect.stringContaining('give --input a file that exists')]);
+  expect(JSON.parse(stdout)).toMatchObject({ ok: false, error: { code: 'ERR_HOLDFAST_USAGE' } });
+});
+
+test.each([
+  ['SIGINT', 130],
+  ['SIGTERM', 130],
+  ['SIGKILL', null],
+] as const)('%s in the middle leaves no server behind', async (signal, code) => {
+  const child = spawn(process.execPath, [main, 'demo'], { env: environment(), stdio: ['ignore', 'pipe', 'pipe'] });
+  let text = '';
+  const ended = new Promise((resolve) => child.once('close', resolve));
+  await new Promise<void>((resolve) => {
+    child.stdout.on('data', (chunk: Buffer) => {
+      text += chunk.toString();
+      if (text.includes('Two servers run')) resolve();
+    });
+    ended.then(() => resolve());
+  });
+  expect(processes().length).toBeGreaterThanOrEqual(2);
+  child.kill(signal);
+  expect(await ended).toBe(code);
+  await gone();
+  if (signal !== 'SIGKILL') expect(readdirSync(folder)).toEqual([]);
+});
+
+test('--keep leaves devices and configuration, which serve again', async () => {
+  const input = fileURLToPath(import.meta.url);
+  const words = [main, 'demo', '--keep', '--input', input];
+  expect(spawnSync(process.execPath, words, { env: environment() }).status).toBe(0);
+  const [kept] = readdirSync(folder);
+  expect(readdirSync(join(folder, kept!)).toSorted()).toEqual(['a.img', 'b.img', 'demo.jsonc', 'demo.key']);
+  expect(readFileSync(join(folder, kept!, 'a.img')).indexOf(readFileSync(input))).toBe(0);
+  await gone();
+});
