@@ -2,7 +2,8 @@
 export { crc32c, crc32cBlocks, crc32cCombine, crc32cKernel } from './base/checksum.ts';
 export { HoldfastError, type HoldfastErrorCode, isHoldfastError } from './base/errors.ts';
 export { systemEnvironment } from './base/system-environment.ts';
-export type { ControllerEvent, ControllerStatus, Problem, Role } from './mirror/controller.ts';
+export type { ControllerEvent, ControllerStatus, Role } from './mirror/controller.ts';
+export type { Problem } from './mirror/meeting.ts';
 export { checkFits, type MemberShape, Metadata, metadataBytes } from './mirror/metadata.ts';
 export type { CopyState, OnLostPeer } from './mirror/standing.ts';
 export type { MemberIndex, View } from './mirror/view.ts';

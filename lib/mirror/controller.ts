@@ -19,6 +19,7 @@ import { assert, HoldfastError, isHoldfastError } from '../base/errors.ts';
 import type { Message, PeerSession, Reply } from '../peer/peer.ts';
 import type { MirrorEngine } from './engine.ts';
 import type { Gate } from './gate.ts';
+import { disagreement, type Problem, refusalMessage, stateOf } from './meeting.ts';
 import type { MemberStore } from './member-store.ts';
 import {
   adoptMethod,
@@ -37,8 +38,6 @@ import {
   enterView,
   isInSync,
   leaveView,
-  type MeetingState,
-  type MeetingVerdict,
   type MemberIndex,
   type MemberRecord,
   maskOf,
@@ -80,11 +79,6 @@ export type ControllerEvent =
   | { readonly kind: 'resync-finished'; readonly bytes: number }
   | { readonly kind: 'peer-lost' }
   | { readonly kind: 'device-failed'; readonly message: string };
-
-export interface Problem {
-  readonly code: string;
-  readonly message: string;
-}
 
 export interface ControllerStatus {
   readonly role: Role;
@@ -710,48 +704,6 @@ export class Controller {
     if (isHoldfastError(error, 'ERR_HOLDFAST_NO_SUCH_VOLUME')) return;
     this.#problem = { code: isHoldfastError(error) ? error.code : 'ERR_HOLDFAST_INTERNAL', message: String(error) };
     this.#session?.close(`a step failed: ${String(error)}`);
-  }
-}
-
-function stateOf(meeting: Meeting): MeetingState {
-  const { member, record, blank, unmarked, unbroken } = meeting;
-  return { member, record, blank, unmarked, unbroken };
-}
-
-/** Settings that both sides must agree on before they compare anything. */
-function disagreement(mine: Meeting, theirs: Meeting): Problem | undefined {
-  if (mine.failed || theirs.failed) {
-    const whose = mine.failed ? 'own' : "peer's";
-    return {
-      code: 'ERR_HOLDFAST_DEVICE_FAILED',
-      message: `the ${whose} device has failed; replace it and restart that server`,
-    };
-  }
-  if (mine.member === theirs.member) {
-    return {
-      code: 'ERR_HOLDFAST_SAME_MEMBER',
-      message: `both sides say that they are member ${mine.member}; list the members in the same order on both`,
-    };
-  }
-  for (const setting of ['sizeBytes', 'grainBytes', 'onLostPeer'] as const) {
-    if (mine[setting] !== theirs[setting]) {
-      return {
-        code: 'ERR_HOLDFAST_SETTINGS_DIFFER',
-        message: `${setting} is ${mine[setting]} here and ${theirs[setting]} at the peer; give the volume the same settings on both`,
-      };
-    }
-  }
-  return undefined;
-}
-
-function refusalMessage(verdict: Extract<MeetingVerdict, { kind: 'refuse' }>): string {
-  switch (verdict.code) {
-    case 'ERR_HOLDFAST_SPLIT_BRAIN':
-      return 'both copies have changed independently since they parted; choose the one to keep and create the other anew with --overwrite';
-    case 'ERR_HOLDFAST_UNRELATED_DATA':
-      return 'the copies have no common past; check that both belong to this volume, and create the one to give up anew with --overwrite';
-    case 'ERR_HOLDFAST_NO_UP_TO_DATE_COPY':
-      return 'neither copy is known to be up to date; choose one with `holdfast force`';
   }
 }
 

@@ -83,7 +83,9 @@ interface Transmission {
   readonly exportName: string;
 }
 
-const FUA = { fua: true } as const;
+/** The payload is in a lease of this server's: nobody else can change it. */
+const OWN_PAYLOAD = { stable: true } as const;
+const OWN_PAYLOAD_FUA = { stable: true, fua: true } as const;
 const serverClosing: Refusal = { errno: Errno.ESHUTDOWN, message: 'the server is shutting down' };
 
 /** A request on its way through the device. Records are used again: nothing is allocated for a request but its promise. */
@@ -394,7 +396,7 @@ export class ServerConnection implements ConnectionHandler {
       case Command.read:
         return device.read(offset, operation.lease!.bytes);
       case Command.write:
-        return device.write(offset, operation.lease!.bytes, fua ? FUA : undefined);
+        return device.write(offset, operation.lease!.bytes, fua ? OWN_PAYLOAD_FUA : OWN_PAYLOAD);
       case Command.flush:
         return device.flush();
       case Command.trim:

@@ -132,7 +132,7 @@ describe('requests', () => {
     expect(replies(client)).toEqual(['6: done']);
     expect(device.requests.map(({ kind, offset, length, options }) => ({ kind, offset, length, options }))).toEqual([
       { kind: 'read', offset: 4096, length: 8, options: undefined },
-      { kind: 'write', offset: 7, length: 3, options: { fua: true } },
+      { kind: 'write', offset: 7, length: 3, options: { stable: true, fua: true } },
       { kind: 'flush', offset: 0, length: 0, options: undefined },
       { kind: 'discard', offset: 512, length: 512, options: undefined },
       { kind: 'writeZeroes', offset: 0, length: 9, options: { fua: false, mayUnmap: false } },
