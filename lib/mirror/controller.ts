@@ -538,7 +538,11 @@ export class Controller {
   /** The peer asks whether it may leave. Answered at once: a step could be waiting for the peer. */
   leaveAsked(session: PeerSession): Reply<{ granted: boolean; number: number }> {
     const granted = this.#attached === session && this.#role === 'paired' && !this.#leaving && this.#steps.idle;
-    if (granted) this.#peerLeaving = session;
+    if (granted) {
+      this.#peerLeaving = session;
+      // It overtakes the answer: the peer has flushed before it leaves, and need not be sent all of it again.
+      this.#options.engine.flushPeer();
+    }
     return { control: { granted, number: this.#record.known.number } };
   }
 

@@ -82,7 +82,7 @@ export class MirrorEngine {
   attach(session: PeerSession, required: boolean): void {
     assert(this.#replica === undefined && this.#waiting.length === 0, 'one replica at a time, and nothing held');
     this.#mode = 'open';
-    this.#replica = { session, required, flush: new Coalesced(() => this.#flushPeer(session)) };
+    this.#replica = { session, required, flush: new Coalesced(() => this.#sendFlush(session)) };
   }
 
   /** The peer's copy becomes one without which nothing is acknowledged. */
@@ -103,6 +103,11 @@ export class MirrorEngine {
     this.marks.merge(this.#flushing);
     this.#unflushed.clear();
     this.#flushing.clear();
+  }
+
+  /** Asks the peer to make durable what it has acknowledged, so that losing it marks less. Nobody waits for the answer. */
+  flushPeer(): void {
+    this.#replica?.flush.run().catch(() => {});
   }
 
   /** Requests may be executed without a peer: a durable view names this member alone. */
@@ -285,7 +290,7 @@ export class MirrorEngine {
     return session.request(writeMethod, { volume: this.#options.volumeId, offset, fua }, [bytes]);
   }
 
-  async #flushPeer(session: PeerSession): Promise<void> {
+  async #sendFlush(session: PeerSession): Promise<void> {
     this.#flushing.merge(this.#unflushed);
     this.#unflushed.clear();
     await session.request(flushMethod, { volume: this.#options.volumeId });

@@ -72,6 +72,16 @@ test('the member with access leaves in order, and comes back', async () => {
   await expect(pair.transcript).toMatchFileSnapshot(file('leaves-in-order'));
 });
 
+test('a member that leaves in order after writes that were not flushed is not sent them again', async () => {
+  const pair = await started(new Pair(preferred(0), { blank: true }));
+  await pair.write('a', 0, 11);
+  await pair.stop('b');
+  expect(pair.volume('a').status.markedBytes).toBe(0);
+  await pair.start('b');
+  await pair.pass(1_000);
+  await expect(pair.transcript).toMatchFileSnapshot(file('leaves-without-access'));
+});
+
 test('forced while the other had gone on: a split brain is told, and both stop', async () => {
   const pair = await started(new Pair(preferred(0), { blank: true }));
   pair.kill('b');

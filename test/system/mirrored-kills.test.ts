@@ -72,7 +72,6 @@ describe('Ctrl-C', () => {
     await using cluster = await Cluster.running({ sizeBytes: SIZE_BYTES });
     await using device = await cluster.connect('b');
     await device.write(3 * MIB, new Uint8Array(MIB).fill(7));
-    await device.flush();
     await device.close();
     expect(await cluster.stop('b', 'SIGINT')).toBe(0);
     expect(await cluster.stop('a', 'SIGINT')).toBe(0);
