@@ -1,4 +1,5 @@
 /** `holdfast create` and `holdfast force`: what an operator does to a member of a volume. */
+import { resolve } from 'node:path';
 import type { Command } from 'commander';
 import { HoldfastError } from '../base/errors.ts';
 import type { NodeConfig, VolumeConfig } from '../daemon/config.ts';
@@ -9,7 +10,7 @@ import { createMember } from '../daemon/volume.ts';
 import type { CliContext } from './context.ts';
 import { type ControlOptions, controlPath, withControlOptions } from './status-command.ts';
 
-const collect = (path: string, before: readonly string[]): string[] => [...before, path];
+const collect = (path: string, before: readonly string[]): string[] => [...before, resolve(path)];
 
 export function addVolumeCommands(program: Command, context: CliContext): void {
   program

@@ -10,6 +10,7 @@ import { z } from 'zod';
 import type { Environment } from '../base/environment.ts';
 import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import { formatAddress } from '../base/network.ts';
+import type { ControllerEvent } from '../mirror/controller.ts';
 import type { NbdExport } from '../nbd/export.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { createPeerNode } from '../peer/node.ts';
@@ -105,8 +106,17 @@ export class Daemon implements AsyncDisposable {
 
   /** Finishes what is in flight, leaves the volumes in order, releases everything. Idempotent. */
   close(): Promise<void> {
-    this.#closing ??= this.#held.close();
+    this.#closing ??= this.#close();
     return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    const exportsClosed = Promise.all(this.#exportServers.map(({ server }) => server.close()));
+    // What waits for a volume that does not serve would wait in vain: it ends with the volume, and the client is told.
+    for (const volume of this.#volumes.values())
+      if (volume.status().state === 'Suspended') await volume.close().catch(() => {});
+    await exportsClosed;
+    await this.#held.close();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -139,7 +149,8 @@ export class Daemon implements AsyncDisposable {
 
   async #openVolumes(): Promise<void> {
     for (const volume of this.#config.volumes) {
-      const onEvent = (event: object): void => this.#emit({ kind: 'volume', volume: volume.name, event });
+      const onEvent = ({ kind, ...details }: ControllerEvent): void =>
+        this.#emit({ kind: `volume-${kind}`, volume: volume.name, ...details });
       const opened = await openVolume(this.#config, volume, this.#node!, this.#options.environment, onEvent);
       this.#volumes.set(volume.name, this.#held.add(opened));
     }

@@ -4,12 +4,14 @@
  */
 import type { ControllerStatus } from '../mirror/controller.ts';
 import type { VolumeConfig } from './config.ts';
-import type { Problem, ResyncStatus, VolumeStatus } from './status.ts';
+import type { CopyStatus, Problem, ResyncStatus, VolumeStatus } from './status.ts';
 
 export interface VolumeFacts {
   readonly config: VolumeConfig;
   /** The node that says so, and its place among the members. */
   readonly node: string;
+  /** There is a session with the peer. */
+  readonly linked: boolean;
   readonly status: ControllerStatus;
   /** Sent or received by finished resyncs and the one under way. */
   readonly resyncedBytes: number;
@@ -35,11 +37,23 @@ export function volumeStatus(facts: VolumeFacts): VolumeStatus {
         device: own.device,
         outOfSyncBytes: status.role === 'target' ? (status.resync?.totalBytes ?? 0) : 0,
       },
-      { node: peer.node, local: false, disk: status.peerState, device: null, outOfSyncBytes: status.markedBytes },
+      peerCopy(status, peer.node),
     ],
     resync: resyncOf(status, peer.node),
     holder: state === 'Suspended' || state === 'Failed' ? null : holder,
     resyncedBytes: facts.resyncedBytes,
+  };
+}
+
+/** A peer that requests are forwarded to serves, so its copy is up to date whatever was marked before. */
+function peerCopy(status: ControllerStatus, peer: string): CopyStatus {
+  const serves = status.gate.mode === 'forward';
+  return {
+    node: peer,
+    local: false,
+    disk: serves ? 'UpToDate' : status.peerState,
+    device: null,
+    outOfSyncBytes: serves ? 0 : status.markedBytes,
   };
 }
 
@@ -86,16 +100,12 @@ const SUSPENDED: Readonly<Record<string, (peer: string, volume: string) => Probl
   }),
 };
 
-function problemsOf({ config, status }: VolumeFacts, peer: string): Problem[] {
+function problemsOf({ config, linked, status }: VolumeFacts, peer: string): Problem[] {
   const problems: Problem[] = [];
   if (status.problem) problems.push({ code: status.problem.code, ...split(status.problem.message) });
   if (status.gate.mode === 'closed') problems.push(...suspensionOf(status, peer, config.name));
-  else if (status.role === 'none')
-    problems.push({
-      code: 'HOLDFAST-PEER-AWAY',
-      message: `${peer} is away; this node goes on alone and marks what ${peer} misses.`,
-      action: `Bring ${peer} back; what it missed is sent by itself.`,
-    });
+  else if (status.ownState === 'Failed') problems.push(withoutOwnCopy(peer, config.name));
+  else if (status.role === 'none') problems.push(alone(peer, linked));
   else if (status.role === 'source' || status.role === 'target')
     problems.push({
       code: 'HOLDFAST-RESYNC',
@@ -103,6 +113,28 @@ function problemsOf({ config, status }: VolumeFacts, peer: string): Problem[] {
       action: '',
     });
   return problems;
+}
+
+function withoutOwnCopy(peer: string, volume: string): Problem {
+  return {
+    code: 'HOLDFAST-NO-OWN-COPY',
+    message: `This node's device has failed; requests go through ${peer}.`,
+    action: `Stop this server, mend or replace the device, and make the member anew: holdfast create CONFIG ${volume} --overwrite DEVICE.`,
+  };
+}
+
+function alone(peer: string, linked: boolean): Problem {
+  if (linked)
+    return {
+      code: 'HOLDFAST-PEER-LEFT',
+      message: `${peer} is there, but its copy has left; this node goes on alone and marks what ${peer} misses.`,
+      action: `See the status at ${peer}.`,
+    };
+  return {
+    code: 'HOLDFAST-PEER-AWAY',
+    message: `${peer} is away; this node goes on alone and marks what ${peer} misses.`,
+    action: `Bring ${peer} back; what it missed is sent by itself.`,
+  };
 }
 
 function suspensionOf(status: ControllerStatus, peer: string, volume: string): Problem[] {

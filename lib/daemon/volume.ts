@@ -24,6 +24,7 @@ export interface Volume {
   status(): VolumeStatus;
   /** Makes this node's copy the good one, by an operator's word. */
   force(acceptInconsistent: boolean): Promise<void>;
+  /** Leaves in order and releases the device. Idempotent. */
   close(): Promise<void>;
 }
 
@@ -146,13 +147,16 @@ export async function openVolume(
         onEvent(event);
       },
     });
+    const linked = () => node.session(mirrored.peerName) !== undefined;
+    let closing: Promise<void> | undefined;
     return {
       device: mirrored,
-      status: () => volumeStatus({ config: volume, node: config.name, status: mirrored.status, resyncedBytes }),
+      status: () =>
+        volumeStatus({ config: volume, node: config.name, linked: linked(), status: mirrored.status, resyncedBytes }),
       force: (acceptInconsistent) => mirrored.controller.force(acceptInconsistent),
-      close: async () => {
-        await mirrored.close();
-        await held.close();
+      close: () => {
+        closing ??= mirrored.close().finally(() => held.close());
+        return closing;
       },
     };
   } catch (error) {

@@ -2,7 +2,9 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { afterEach, beforeEach, expect, it } from 'vitest';
+import { afterEach, beforeEach, expect, it, vi } from 'vitest';
+import { systemEnvironment } from '../../lib/base/system-environment.ts';
+import { connectNbd } from '../../lib/nbd/nbd-device.ts';
 import { Office } from '../daemon/office.ts';
 
 const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
@@ -120,4 +122,32 @@ it('disk full: create says so and leaves nothing behind', () => {
   expect([status, stderr]).toEqual([1, expect.stringContaining('code ERR_HOLDFAST_NO_SPACE')]);
   expect(existsSync(join(office.folder, 'a.meta'))).toBe(false);
   expect(Buffer.compare(readFileSync(office.device('a')), before)).toBe(0);
+});
+
+it('a server whose clients wait for its peer stops at once, and tells them', async () => {
+  await office.create('a');
+  const server = await serve('--node', 'a');
+  const address = { kind: 'unix', path: join(office.folder, 'a.nbd') } as const;
+  await using device = await connectNbd(address, { environment: systemEnvironment, exportName: 'data' });
+  const write = device.write(0, Buffer.alloc(4096)).then(
+    () => 'written',
+    (error: { code: string }) => error.code,
+  );
+  // The server has the connection; whether it has read the write already makes no difference to what is expected.
+  await vi.waitUntil(() => holdfast('status', '--config', office.path, '--node', 'a').stdout.includes('1 client'));
+  server.child.kill('SIGTERM');
+  expect(await server.ended).toBe(0);
+  expect(server.words()).not.toContain('did not finish');
+  expect(await write).toMatch(/^ERR_HOLDFAST_/);
+});
+
+it('the second Ctrl-C ends it at once', async () => {
+  await office.create('a');
+  const server = await serve('--node', 'a');
+  // Stopped, it takes both signals at once when it goes on.
+  server.child.kill('SIGSTOP');
+  server.child.kill('SIGINT');
+  server.child.kill('SIGTERM');
+  server.child.kill('SIGCONT');
+  expect(await server.ended).toSatisfy((code) => code === 130 || code === 143);
 });

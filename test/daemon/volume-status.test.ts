@@ -34,8 +34,8 @@ const paired: ControllerStatus = {
   problem: undefined,
 };
 
-const said = (status: Partial<ControllerStatus>) =>
-  volumeStatus({ config, node: 'a', status: { ...paired, ...status }, resyncedBytes: 5 });
+const said = (status: Partial<ControllerStatus>, linked = true) =>
+  volumeStatus({ config, node: 'a', linked, status: { ...paired, ...status }, resyncedBytes: 5 });
 
 it('both copies in order', () => {
   expect(said({})).toEqual({
@@ -94,13 +94,20 @@ it('a refusal is told once, with its mend as the action', () => {
   ]);
 });
 
-it('a failed device with the peer serving, and without', () => {
-  const failed = {
-    ownState: 'Failed',
-    role: 'none',
-    problem: { code: 'ERR_HOLDFAST_DEVICE_FAILED', message: 'EIO' },
-  } as const;
-  expect(said({ ...failed, gate: { mode: 'forward', reason: undefined } }).state).toBe('Degraded');
+it('a peer that is away is told from one whose copy has left', () => {
+  const alone = { role: 'none', peerState: 'Outdated', markedBytes: 4096 } as const;
+  expect(said(alone, false).problems.map((problem) => problem.code)).toEqual(['HOLDFAST-PEER-AWAY']);
+  expect(said(alone, true).problems.map((problem) => problem.code)).toEqual(['HOLDFAST-PEER-LEFT']);
+  expect(said(alone).copies[1]).toMatchObject({ disk: 'Outdated', outOfSyncBytes: 4096 });
+});
+
+it('a failed device while the peer serves, and while nobody does', () => {
+  const problem = { code: 'ERR_HOLDFAST_DEVICE_FAILED', message: 'EIO' };
+  const failed = { ownState: 'Failed', role: 'none', peerState: 'DUnknown', markedBytes: 4096, problem } as const;
+  const forwarding = said({ ...failed, gate: { mode: 'forward', reason: undefined } });
+  expect(forwarding.state).toBe('Degraded');
+  expect(forwarding.copies[1]).toMatchObject({ disk: 'UpToDate', outOfSyncBytes: 0 });
+  expect(forwarding.problems.map(({ code }) => code)).toEqual(['ERR_HOLDFAST_DEVICE_FAILED', 'HOLDFAST-NO-OWN-COPY']);
   expect(said({ ...failed, gate: { mode: 'closed', reason: 'the own device has failed' } }).state).toBe('Failed');
 });
 
