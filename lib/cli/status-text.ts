@@ -51,6 +51,7 @@ function resyncLine(resync: ResyncStatus): string {
   const toGo = toGoMs === null ? 'time to go not known yet' : `${formatDuration(toGoMs)} to go`;
   const percent = shownPercent(doneBytes, totalBytes).toFixed(1);
   const direction = role === 'SyncSource' || role === 'PausedSyncS' ? `to ${peer}` : `from ${peer}`;
+  if (totalBytes === 0) return `${role}, ${direction}; how far it is, is known there`;
   const amount = `${formatSize(Math.min(doneBytes, totalBytes))} of ${formatSize(totalBytes)}`;
   return `${role}, ${direction}: ${percent} %, ${amount}, ${formatSize(bytesPerSecond)}/s, ${toGo}`;
 }

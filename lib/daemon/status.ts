@@ -38,6 +38,7 @@ export const resyncSchema = z.object({
   role: z.enum(['SyncSource', 'SyncTarget', 'PausedSyncS', 'PausedSyncT']),
   peer: z.string(),
   doneBytes: z.number(),
+  /** 0 at a target: only the source knows. */
   totalBytes: z.number(),
   bytesPerSecond: z.number(),
   /** Null as long as the rate is not known. */

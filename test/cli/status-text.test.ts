@@ -107,4 +107,16 @@ it('a resync shows its direction, progress, rate and time to go', () => {
   expect(statusText({ ...healthy, volumes: [{ ...volume, resync: { ...resync, toGoMs: null } }] })).toContain(
     'time to go not known yet',
   );
+  // A target said "100.0 %, 0 B of 0 B" all the time.
+  const target = {
+    ...resync,
+    role: 'SyncTarget' as const,
+    doneBytes: 0,
+    totalBytes: 0,
+    bytesPerSecond: 0,
+    toGoMs: null,
+  };
+  expect(statusText({ ...healthy, volumes: [{ ...volume, resync: target }] })).toContain(
+    ' resync: SyncTarget, from b; how far it is, is known there\n',
+  );
 });
