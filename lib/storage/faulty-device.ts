@@ -100,7 +100,8 @@ export class FaultPlan {
   match(operation: FaultOperation, offset: number, length: number): ActiveFault[] {
     return this.#faults.filter((fault) => {
       const { on, within, skip = 0, times = Number.POSITIVE_INFINITY, probability } = fault.rule;
-      if (on !== undefined && on !== operation && !on.includes(operation)) return false;
+      const isMeant = typeof on === 'string' ? on === operation : (on?.includes(operation) ?? true);
+      if (!isMeant) return false;
       if (within !== undefined && (offset >= within.offset + within.length || within.offset >= offset + length))
         return false;
       if (fault.matches++ < skip || fault.hits >= times) return false;

@@ -67,6 +67,13 @@ test('flushes and zeroing fail by rule too, and a removed rule is over', async (
   await device.writeZeroes(0, 512);
 });
 
+test('a rule for zeroing leaves writes alone', async () => {
+  const { device } = open();
+  const fault = device.inject({ action: { kind: 'error' }, on: 'writeZeroes' });
+  await device.write(0, bytes);
+  expect(fault.hits).toBe(0);
+});
+
 test('a hanging request goes on once the fault is removed, and close waits for it', async () => {
   const { device } = open();
   const fault = device.inject({ action: { kind: 'hang' }, on: 'write', times: 1 });
