@@ -22,6 +22,9 @@ import type {
 } from './block-device.ts';
 import { type RangeGrant, RangeLock, type RangeMode } from './range-lock.ts';
 
+/** Requests that are unaligned or wait for such a one; more are refused. */
+const maxInFlight = 16_384;
+
 /** Waits for a range; if the signal fires first, the place in the queue is given up. */
 export function holdRange(
   lock: RangeLock,
@@ -116,33 +119,39 @@ export class UnalignedDevice implements BlockDevice {
   }
 
   read(offset: number, buffer: Uint8Array, options?: IoOptions): Promise<void> {
-    if (isAligned(offset, buffer.byteLength, this.#blockBytes)) return this.#core.read(offset, buffer, options);
+    if (this.#isWhole(offset, buffer.byteLength)) return this.#core.read(offset, buffer, options);
     return this.#unalignedRead(offset, buffer, options);
   }
 
   write(offset: number, buffer: Uint8Array, options?: WriteOptions): Promise<void> {
-    if (!isAligned(offset, buffer.byteLength, this.#blockBytes)) return this.#unalignedWrite(offset, buffer, options);
+    if (!this.#isWhole(offset, buffer.byteLength)) return this.#unalignedWrite(offset, buffer, options);
     if (this.#locking) {
       return this.#lockedWrite(offset, buffer.byteLength, options, () => this.#core.write(offset, buffer, options));
     }
     return this.#count(this.#core.write(offset, buffer, options));
   }
 
-  flush(options?: IoOptions): Promise<void> {
-    return this.#core.flush(options);
+  async flush(options?: IoOptions): Promise<void> {
+    if (this.#closing !== undefined) throw this.#closedError();
+    await this.#core.flush(options);
   }
 
   discard(offset: number, length: number, options?: IoOptions): Promise<void> {
-    if (isAligned(offset, length, this.#blockBytes)) return this.#core.discard(offset, length, options);
+    if (this.#isWhole(offset, length)) return this.#core.discard(offset, length, options);
     return this.#unalignedDiscard(offset, length, options);
   }
 
   writeZeroes(offset: number, length: number, options?: WriteZeroesOptions): Promise<void> {
-    if (!isAligned(offset, length, this.#blockBytes)) return this.#unalignedWriteZeroes(offset, length, options);
+    if (!this.#isWhole(offset, length)) return this.#unalignedWriteZeroes(offset, length, options);
     if (this.#locking) {
       return this.#lockedWrite(offset, length, options, () => this.#core.writeZeroes(offset, length, options));
     }
     return this.#count(this.#core.writeZeroes(offset, length, options));
+  }
+
+  /** May go straight to the core. Once closing, nothing may: what else comes is refused where it is looked at. */
+  #isWhole(offset: number, length: number): boolean {
+    return this.#closing === undefined && isAligned(offset, length, this.#blockBytes);
   }
 
   stats(): DeviceStats {
@@ -284,7 +293,7 @@ export class UnalignedDevice implements BlockDevice {
     options: WriteOptions | undefined,
     write: () => Promise<void>,
   ): Promise<void> {
-    if (this.#closing !== undefined || length === 0) return write();
+    if (length === 0) return write();
     return this.#seeThrough(async () => {
       const grant = await holdRange(this.#lock, offset, length, 'shared', options?.signal);
       try {
@@ -296,8 +305,7 @@ export class UnalignedDevice implements BlockDevice {
   }
 
   #admit(offset: number, length: number, changes: boolean, options: IoOptions | undefined): void {
-    if (this.#closing !== undefined)
-      throw new HoldfastError('ERR_HOLDFAST_CLOSED', `${this.name} is closed; open it again`);
+    if (this.#closing !== undefined) throw this.#closedError();
     checkRange(this.name, this.geometry.sizeBytes, offset, length);
     if (changes && this.readOnly)
       throw new HoldfastError('ERR_HOLDFAST_READ_ONLY', `${this.name} is open read-only; open it for writing`);
@@ -305,7 +313,16 @@ export class UnalignedDevice implements BlockDevice {
     if (length > 0) this.#unalignedRequests++;
   }
 
+  #closedError(): HoldfastError {
+    return new HoldfastError('ERR_HOLDFAST_CLOSED', `${this.name} is closed; open it again`);
+  }
+
   async #seeThrough(work: () => Promise<void>): Promise<void> {
+    if (this.#inFlight >= maxInFlight)
+      throw new HoldfastError(
+        'ERR_HOLDFAST_QUEUE_FULL',
+        `${this.name}: ${maxInFlight} unaligned requests, or ones behind them, are under way; wait for some to finish`,
+      );
     this.#inFlight++;
     try {
       await work();

@@ -150,6 +150,37 @@ test('a write that waits for its block can be cancelled, and changes nothing', a
   expect(found).toEqual(expected);
 });
 
+test('from close on every request is refused, also while one is still under way', async () => {
+  const { core, device } = open();
+  core.hold = true;
+  const writing = device.write(1, pattern(3, 1));
+  await settleTurn();
+  const closing = device.close();
+  const closed = expect.objectContaining({ code: 'ERR_HOLDFAST_CLOSED' });
+  core.hold = false;
+  await expect(device.write(0, pattern(512, 2))).rejects.toEqual(closed);
+  await expect(device.writeZeroes(0, 512)).rejects.toEqual(closed);
+  await expect(device.read(0, new Uint8Array(512))).rejects.toEqual(closed);
+  await expect(device.discard(0, 512)).rejects.toEqual(closed);
+  await expect(device.flush()).rejects.toEqual(closed);
+  await letGo(core);
+  await writing;
+  await closing;
+});
+
+test('requests that wait for a block are bounded in number', async () => {
+  const { core, device } = open();
+  core.hold = true;
+  const writes = [device.write(1, pattern(3, 1))];
+  for (let index = 0; index < 16_384; index++) writes.push(device.write(0, pattern(512, 2)));
+  const outcome = Promise.allSettled(writes);
+  await expect(device.write(0, pattern(512, 3))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_QUEUE_FULL' });
+  core.hold = false;
+  await letGo(core);
+  expect((await outcome).filter(({ status }) => status === 'rejected')).toHaveLength(1);
+  await device.write(0, pattern(512, 4));
+});
+
 test('a failed part fails the request only once the other parts are over', async () => {
   const core = new WholeBlockDevice(8192, 512);
   const device = new UnalignedDevice(core);
