@@ -56,11 +56,17 @@ export class IoArena {
     this.bytes = new Uint8Array(memory, this.start, lengthBytes);
     memory[arenaMark] = this;
   }
+
+  /** The rings forget it, and views of it that are left are memory like any other. */
+  close(): void {
+    (this.bytes.buffer as Marked)[arenaMark] = undefined;
+    for (const detach of this.detachers) detach();
+  }
 }
 
 const arenaMark = Symbol('holdfast.arena');
 interface Marked {
-  [arenaMark]?: IoArena;
+  [arenaMark]?: IoArena | undefined;
 }
 
 /** The arena that these bytes lie in, whole; undefined for any other memory. */
@@ -239,9 +245,7 @@ export class IoMemory {
     const waiters = this.#waiters;
     this.#waiters = [];
     for (const waiter of waiters) waiter.reject(this.#closedError());
-    for (const arena of this.#arenas) {
-      for (const detach of arena.detachers) detach();
-    }
+    for (const arena of this.#arenas) arena.close();
     this.#arenas.length = 0;
     for (const slots of this.#free) slots.length = 0;
   }

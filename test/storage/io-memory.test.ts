@@ -125,6 +125,16 @@ describe('when all of it is held', () => {
     half.release();
   });
 
+  test('memory that was let go by closing is nobody else’s arena', async () => {
+    const memory = make();
+    const lease = memory.lease(4096);
+    const { bytes } = lease;
+    expect(arenaOf(bytes)).toBeDefined();
+    lease.release();
+    memory.close();
+    expect(arenaOf(bytes)).toBeUndefined();
+  });
+
   test('closing refuses those that wait', async () => {
     const memory = make();
     const all = memory.lease(64 * kibibyte);
