@@ -68,7 +68,14 @@ export interface SuperblockFrame {
 /** A frame, or in words why it is none. `blank`: nothing of ours was ever here. */
 type Decoded =
   | { readonly frame: SuperblockFrame }
-  | { readonly frame: undefined; readonly reason: string; readonly blank: boolean; readonly error?: unknown };
+  | {
+      readonly frame: undefined;
+      readonly reason: string;
+      readonly blank: boolean;
+      readonly error?: unknown;
+      /** Where it says that it is laid out in a way that is not known here. */
+      readonly frameVersion?: number;
+    };
 
 export function encodeSuperblock(frame: SuperblockFrame, copyOffset: number, copyBytes: number): Uint8Array {
   const bytes = Buffer.alloc(copyBytes);
@@ -92,15 +99,16 @@ function frameChecksum(bytes: Uint8Array, payloadBytes: number): number {
 
 /** Reads one copy; `bytes` begin at `copyOffset` on the device and may go on beyond the copy's end. */
 export function decodeSuperblock(bytes: Uint8Array, copyOffset: number): Decoded {
-  const bad = (reason: string): Decoded => ({ frame: undefined, reason, blank: false });
+  const bad = (reason: string) => ({ frame: undefined, reason, blank: false });
   const view = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   if (view.byteLength < superblockHeaderBytes || !view.subarray(0, 8).equals(superblockMagic))
     return { frame: undefined, reason: 'it carries no magic', blank: true };
+  const foundVersion = view.readUInt16LE(8);
+  if (foundVersion !== frameVersion)
+    return { ...bad(`its frame has version ${foundVersion}, which is not known here`), frameVersion: foundVersion };
   const payloadBytes = view.readUInt32LE(48);
   if (payloadBytes > view.byteLength - superblockHeaderBytes) return bad(`its length ${payloadBytes} is out of bounds`);
   if (frameChecksum(view, payloadBytes) !== view.readUInt32LE(60)) return bad('its checksum is wrong');
-  const foundVersion = view.readUInt16LE(8);
-  if (foundVersion !== frameVersion) return bad(`its frame has version ${foundVersion}, which is not known here`);
   const madeFor = view.readBigUInt64LE(40);
   if (madeFor !== BigInt(copyOffset)) return bad(`it was written for offset ${madeFor}`);
   const sequence = view.readBigUInt64LE(32);
@@ -214,9 +222,20 @@ export class SuperblockPair {
    */
   async write(payload: Uint8Array): Promise<void> {
     checkPayload(this.#layout, payload);
-    assert(this.#waitingWrites < waitingWritesMax, 'the owner of a superblock does not let its writes pile up');
     const own = payload.slice();
-    const write = this.#lastWrite.then(() => this.#write(own));
+    await this.#inTurn(() => this.#write(own));
+  }
+
+  /** Makes both copies whole and equal again, if they are not: after damage that `open` found, or a failed write. */
+  async repair(): Promise<void> {
+    await this.#inTurn(async () => {
+      if (!this.#good[0] || !this.#good[1]) await this.#write(this.#payload);
+    });
+  }
+
+  async #inTurn(work: () => Promise<void>): Promise<void> {
+    assert(this.#waitingWrites < waitingWritesMax, 'the owner of a superblock does not let its writes pile up');
+    const write = this.#lastWrite.then(work);
     this.#waitingWrites++;
     this.#lastWrite = write.catch(() => {});
     try {
@@ -224,11 +243,6 @@ export class SuperblockPair {
     } finally {
       this.#waitingWrites--;
     }
-  }
-
-  /** Makes both copies whole and equal again, if they are not. */
-  async repair(): Promise<void> {
-    if (this.#damage.length > 0) await this.write(this.#payload);
   }
 
   async #write(payload: Uint8Array): Promise<void> {
@@ -271,6 +285,13 @@ function newestFrame(device: BlockDevice, copies: readonly [Decoded, Decoded]): 
       throw new HoldfastError(
         'ERR_HOLDFAST_METADATA_MISSING',
         `${device.name} carries no Holdfast metadata; check that it is the right one, or create it first`,
+      );
+    // Only both together: in one copy alone a wrong version may as well be rot.
+    if (first.frameVersion !== undefined && first.frameVersion === second.frameVersion)
+      throw new HoldfastError(
+        'ERR_HOLDFAST_METADATA_VERSION',
+        `${device.name} carries metadata in frames of version ${first.frameVersion}, and this Holdfast reads ` +
+          `${frameVersion}; use the Holdfast that wrote it`,
       );
     throw new HoldfastError(
       'ERR_HOLDFAST_METADATA_DAMAGED',

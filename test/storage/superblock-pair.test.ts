@@ -129,6 +129,26 @@ test('a failed write or flush leaves the old record or the new one, and the next
   }
 });
 
+test('after a failed write, repair makes both copies whole and equal', async () => {
+  for (const skip of [0, 1]) {
+    const { memory, device } = makeDevice();
+    const pair = await SuperblockPair.create(device, format, layout, text('one'));
+    device.inject({ action: { kind: 'error' }, on: 'write', skip, times: 1 });
+    await expect(pair.write(text('two'))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_IO' });
+    await pair.repair();
+    const { writes } = device.stats();
+    await pair.repair();
+    expect(device.stats().writes).toBe(writes);
+    for (const copy of layout.copyOffsets) {
+      const opened = await SuperblockPair.open(device, format, layout);
+      expect([words(opened), opened.damage]).toEqual([words(pair), []]);
+      await damage(memory, copy);
+      expect(words(await SuperblockPair.open(device, format, layout))).toBe(words(pair));
+      await pair.write(pair.payload);
+    }
+  }
+});
+
 test('writes follow each other in the order of the calls', async () => {
   const { device } = makeDevice();
   const pair = await SuperblockPair.create(device, format, layout, text('one'));
@@ -176,6 +196,26 @@ test('an unknown version is refused, an older known one is read', async () => {
     if (readable) expect(words(await opening)).toBe('one');
     else await expect(opening).rejects.toEqual(refused);
   }
+});
+
+test('a frame of a later version is refused as that, and never called damaged', async () => {
+  const { memory, device } = makeDevice();
+  await SuperblockPair.create(device, format, layout, text('one'));
+  const later = async (copyOffset: number) => {
+    const bytes = Buffer.alloc(layout.copyBytes, 0x5a);
+    bytes.write('HOLDFAST', 'latin1');
+    bytes.writeUInt16LE(2, 8);
+    await memory.write(copyOffset, bytes);
+  };
+  await later(layout.copyOffsets[1]);
+  // One copy alone may as well be rot.
+  expect((await SuperblockPair.open(device, format, layout)).damage).toMatchObject([
+    { copyOffset: layout.copyOffsets[1], reason: expect.stringContaining('version 2') },
+  ]);
+  await later(layout.copyOffsets[0]);
+  await expect(SuperblockPair.open(device, format, layout)).rejects.toMatchObject({
+    code: 'ERR_HOLDFAST_METADATA_VERSION',
+  });
 });
 
 test('a newer version on one copy is not passed over in favour of an older one on the other', async () => {
