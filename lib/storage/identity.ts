@@ -7,6 +7,7 @@
  * begins. A file is known by its file system and its inode. Where there is nothing of the kind, only a kernel name is
  * left, and the identity says that it may not survive a restart.
  */
+import { createHash } from 'node:crypto';
 import { readdir, readFile, realpath, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { HoldfastError } from '../base/errors.ts';
@@ -33,6 +34,7 @@ interface Known {
 }
 
 const idCharactersMax = 512;
+const pathCharactersMax = 256;
 const sectorBytes = 512;
 
 /**
@@ -95,8 +97,9 @@ export async function blockIdentity(folder: string): Promise<Known> {
 }
 
 async function loopIdentity(folder: string): Promise<Known | undefined> {
-  const file = await attribute(folder, 'loop/backing_file');
-  if (file === undefined) return undefined;
+  const path = await readFile(join(folder, 'loop/backing_file'), 'latin1').catch(() => '');
+  if (path === '') return undefined;
+  const file = asciiPath(path.replace(/\n$/, ''));
   const offset = (await attribute(folder, 'loop/offset')) ?? '0';
   return { id: `loop:${file}:offset=${offset}`, stable: !file.endsWith('(deleted)') };
 }
@@ -106,6 +109,13 @@ async function serialIdentity(folder: string): Promise<Known | undefined> {
   if (serial === undefined) return undefined;
   const model = (await attribute(folder, 'device/model')) ?? '';
   return { id: `serial:${model}:${serial}`, stable: true };
+}
+
+/** Any path (`bytes`: one character a byte) in short printable ASCII, two different ones never as the same. */
+function asciiPath(bytes: string): string {
+  const ascii = bytes.replace(/[^\x20-\x24\x26-\x7e]/g, (byte) => `%${Buffer.from(byte, 'latin1').toString('hex')}`);
+  if (ascii.length <= pathCharactersMax) return ascii;
+  return `%${createHash('sha256').update(bytes, 'latin1').digest('hex')}${ascii.slice(-pathCharactersMax / 2)}`;
 }
 
 function nameIdentity(folder: string): Known {

@@ -59,6 +59,18 @@ test.each([
   expect(await blockIdentity(await device(name, attributes))).toEqual({ id, stable });
 });
 
+test('files behind loop devices are told apart by every character of their paths', async () => {
+  const ids = new Set<string>();
+  const paths = ['/images/ä.img', '/images/ö.img', '/images/%C3%A4.img', '/images/a b', '/images/a  b'];
+  for (const long of ['x', 'y']) paths.push(`/${'long/'.repeat(200)}${long}`);
+  for (const [index, path] of paths.entries()) {
+    const { id } = await blockIdentity(await device(`loop${index}`, { 'loop/backing_file': `${path}\n` }));
+    expect(id).toMatch(/^[\x20-\x7e]{1,512}$/);
+    ids.add(id);
+  }
+  expect(ids.size).toBe(paths.length);
+});
+
 test('a partition is known by its disk and where it begins', async () => {
   await device('vda', { serial: 'disk-17' });
   const partition = await device('vda/vda2', { partition: '2', start: '2048', size: '100' });
