@@ -10,7 +10,7 @@
  * After a failed flush (or a failed write with force unit access) the kernel may have dropped what it could not write,
  * and a second flush would find nothing to complain about (Rebello et al., USENIX ATC 2020). So this opening is done
  * with writing: every later flush and change is refused with ERR_HOLDFAST_FLUSH_FAILED, reads go on, and what was
- * written since the last good flush counts as lost.
+ * written since the last good flush counts as lost. Flushes that are asked for at once share one (shared-run.ts).
  */
 import { constants } from 'node:fs';
 import { type FileHandle, open, readFile, stat, unlink } from 'node:fs/promises';
@@ -37,6 +37,7 @@ import {
   resultEndedEarly,
   sharedRing,
 } from './ring.ts';
+import { SharedRun } from './shared-run.ts';
 import { errnoOf, systemError } from './system-error.ts';
 
 export interface DirectDeviceOptions extends RingOptions {
@@ -147,6 +148,7 @@ export class DirectDevice implements BlockDevice {
   #closing: Promise<void> | undefined;
   #idle: (() => void) | undefined;
   #flushFailure: HoldfastError | undefined;
+  readonly #flushes = new SharedRun(() => this.#flushNow());
   /** Range operations that the device has been found not to do. */
   readonly #unsupported = new Set<number>();
 
@@ -174,15 +176,29 @@ export class DirectDevice implements BlockDevice {
   }
 
   write(offset: number, buffer: Uint8Array, options?: WriteOptions): Promise<void> {
-    const operation = options?.fua === true ? RingOperation.writeFua : RingOperation.write;
-    return this.#transfer(operation, offset, buffer, options?.signal);
+    if (options?.fua !== true) return this.#transfer(RingOperation.write, offset, buffer, options?.signal);
+    if (this.#opened.direct) return this.#transfer(RingOperation.writeFua, offset, buffer, options.signal);
+    return this.#writeThenFlush(offset, buffer, options.signal);
+  }
+
+  /** Through the page cache: a write with force unit access could be told of the failure that is another flush's. */
+  #writeThenFlush(offset: number, buffer: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+    return this.#hold(async () => {
+      await this.#transfer(RingOperation.write, offset, buffer, signal);
+      await this.#flushes.run();
+    });
   }
 
   async flush(options?: IoOptions): Promise<void> {
     this.#admit(RingOperation.read, 0, 0, options?.signal);
     if (this.#flushFailure !== undefined) throw this.#flushFailed();
-    if (!this.readOnly) await this.#send(RingOperation.flush, 0, 0, 0, 0, options?.signal);
+    if (!this.readOnly) await this.#hold(() => this.#flushes.run());
     this.#stats.flushes++;
+  }
+
+  async #flushNow(): Promise<void> {
+    if (this.#flushFailure !== undefined) throw this.#flushFailed();
+    await this.#send(RingOperation.flush, 0, 0, 0, 0, undefined);
   }
 
   async discard(offset: number, length: number, options?: IoOptions): Promise<void> {
@@ -196,7 +212,7 @@ export class DirectDevice implements BlockDevice {
     this.#admit(RingOperation.write, offset, length, options?.signal);
     await this.#hold(async () => {
       await this.#zero(offset, length, options?.mayUnmap ?? true);
-      if (options?.fua === true) await this.#send(RingOperation.flush, 0, 0, 0, 0, undefined);
+      if (options?.fua === true) await this.#flushes.run();
     });
     this.#stats.writes++;
     this.#stats.writtenBytes += length;
@@ -314,7 +330,7 @@ export class DirectDevice implements BlockDevice {
   ): Promise<void> {
     await this.#hold(async () => {
       if (copyMemory().usage().waiting >= maxCopiesWaiting) throw this.#tooManyCopies();
-      const lease = await copyMemory().leaseWhenFree(buffer.byteLength, { signal });
+      const lease = await this.#leaseFor(operation, offset, buffer, signal);
       await this.#submit(this.#copyRequest(operation, offset, buffer, lease), signal);
     });
   }
@@ -323,15 +339,16 @@ export class DirectDevice implements BlockDevice {
   #transferInPieces(operation: number, offset: number, buffer: Uint8Array): Promise<void> {
     return this.#hold(async () => {
       if (copyMemory().usage().waiting >= maxCopiesWaiting) throw this.#tooManyCopies();
+      const length = buffer.byteLength;
       let next = 0;
       let failed = false;
       const worker = async () => {
-        while (next < buffer.byteLength && !failed) {
+        while (next < length && !failed) {
           const start = next;
           next += pieceBytes;
-          const piece = buffer.subarray(start, start + pieceBytes);
           try {
-            await this.#copyPiece(operation, offset + start, piece);
+            if (buffer.byteLength !== length) throw this.#bufferGone(operation, offset, length);
+            await this.#copyPiece(operation, offset + start, buffer.subarray(start, start + pieceBytes));
           } catch (error) {
             failed = true;
             throw error;
@@ -341,8 +358,30 @@ export class DirectDevice implements BlockDevice {
       const outcomes = await Promise.allSettled(Array.from({ length: piecesAtOnce }, worker));
       const bad = outcomes.find((outcome) => outcome.status === 'rejected');
       if (bad !== undefined) throw bad.reason;
-      this.#count(operation, buffer.byteLength);
+      this.#count(operation, length);
     });
+  }
+
+  /** Waits for memory to copy through. The caller's own memory may be gone by then. */
+  async #leaseFor(
+    operation: number,
+    offset: number,
+    buffer: Uint8Array,
+    signal: AbortSignal | undefined,
+  ): Promise<IoLease> {
+    const length = buffer.byteLength;
+    const lease = await copyMemory().leaseWhenFree(length, { signal });
+    if (buffer.byteLength === length) return lease;
+    lease.release();
+    throw this.#bufferGone(operation, offset, length);
+  }
+
+  #bufferGone(operation: number, offset: number, length: number): HoldfastError {
+    return new HoldfastError(
+      'ERR_HOLDFAST_BAD_ARGUMENT',
+      `${this.name}: the buffer of a ${operationNames[operation]} of ${length} at ${offset} was transferred away ` +
+        'or resized meanwhile; keep it as it is until the promise has settled',
+    );
   }
 
   #tooManyCopies(): HoldfastError {
@@ -353,7 +392,7 @@ export class DirectDevice implements BlockDevice {
   }
 
   async #copyPiece(operation: number, offset: number, piece: Uint8Array): Promise<void> {
-    const lease = await copyMemory().leaseWhenFree(piece.byteLength);
+    const lease = await this.#leaseFor(operation, offset, piece, undefined);
     const request = this.#copyRequest(operation, offset, piece, lease);
     request.part = true;
     await this.#submit(request, undefined);
@@ -445,14 +484,14 @@ export class DirectDevice implements BlockDevice {
 
   [settled](request: DeviceRequest, result: number): void {
     const { operation, length, resolve, reject } = request;
-    if (result === 0) {
+    const error = result === 0 ? this.#lateErrorOf(request) : this.#errorOf(request, result);
+    if (error === undefined) {
       if (request.target !== undefined) request.target.set(request.lease!.bytes);
       if (!request.part) this.#count(operation, length);
       this.#finish(request);
       resolve();
       return;
     }
-    const error = this.#errorOf(request, result);
     if (error.code === 'ERR_HOLDFAST_FLUSH_FAILED') this.#flushFailure ??= error;
     if (error.code !== 'ERR_HOLDFAST_ABORTED' && error.code !== 'ERR_HOLDFAST_NOT_SUPPORTED') this.#stats.errors++;
     this.#finish(request);
@@ -486,6 +525,13 @@ export class DirectDevice implements BlockDevice {
       stats.writes++;
       stats.writtenBytes += length;
     }
+  }
+
+  /** What stands against believing a success. */
+  #lateErrorOf({ operation, offset, length, target }: DeviceRequest): HoldfastError | undefined {
+    if (target !== undefined && target.byteLength !== length) return this.#bufferGone(operation, offset, length);
+    const makesDurable = operation === RingOperation.flush || operation === RingOperation.writeFua;
+    return makesDurable && this.#flushFailure !== undefined ? this.#flushFailed() : undefined;
   }
 
   #errorOf(request: DeviceRequest, result: number): HoldfastError {

@@ -16,6 +16,7 @@
 import { constants } from 'node:buffer';
 import { assert, HoldfastError, type HoldfastErrorCode } from '../base/errors.ts';
 import { type NativeOpenRegion, native } from '../native.ts';
+import { SharedRun } from './shared-run.ts';
 
 export interface RegionOptions {
   /** Rounded up to whole pages; a shorter file grows. Without it: as long as the file is. */
@@ -92,7 +93,10 @@ export class Region implements AsyncDisposable {
   readonly means: PersistMeans;
   readonly #handle: object;
   readonly #bytes: Uint8Array<ArrayBuffer>;
-  readonly #inFlight = new Set<Promise<void>>();
+  readonly #persists = new SharedRun(() => this.#persistAsked());
+  /** What the next run of `#persists` covers. */
+  #askedStart = Number.POSITIVE_INFINITY;
+  #askedEnd = 0;
   #failure: HoldfastError | undefined;
   #closing: Promise<void> | undefined;
 
@@ -131,20 +135,26 @@ export class Region implements AsyncDisposable {
     this.#checkOpen();
     this.#checkRange(offset, length);
     if (this.#failure) throw this.#failure;
-    const { region } = native();
-    if (region.persistDirect(this.#handle, offset, length)) return;
-    const persisted = region.persist(this.#handle, offset, length).catch((cause: unknown) => this.#fail(cause));
-    this.#inFlight.add(persisted);
-    try {
-      await persisted;
-    } finally {
-      this.#inFlight.delete(persisted);
-    }
+    if (native().region.persistDirect(this.#handle, offset, length)) return;
+    this.#askedStart = Math.min(this.#askedStart, offset);
+    this.#askedEnd = Math.max(this.#askedEnd, offset + length);
+    await this.#persists.run();
+  }
+
+  async #persistAsked(): Promise<void> {
+    if (this.#failure) throw this.#failure;
+    const start = this.#askedStart;
+    const length = this.#askedEnd - start;
+    this.#askedStart = Number.POSITIVE_INFINITY;
+    this.#askedEnd = 0;
+    await native()
+      .region.persist(this.#handle, start, length)
+      .catch((cause: unknown) => this.#fail(cause));
   }
 
   /** Waits for what is being persisted, then takes the memory back. Persists nothing by itself. Idempotent. */
   close(): Promise<void> {
-    this.#closing ??= Promise.allSettled(this.#inFlight).then(() => native().region.close(this.#handle));
+    this.#closing ??= this.#persists.idle().then(() => native().region.close(this.#handle));
     return this.#closing;
   }
 

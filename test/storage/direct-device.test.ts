@@ -149,6 +149,25 @@ describe.each(engines)('with the engine %s', (engine) => {
     await expect(device.read(1, new Uint8Array(512))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
   });
 
+  test('a buffer that is transferred away fails its own request, and no other', async () => {
+    await using device = await makeDevice({ engine });
+    await device.write(0, pattern(2 * mebibyte, 1));
+    for (const length of [4096, 2 * mebibyte]) {
+      const gone = new Uint8Array(length);
+      const kept = new Uint8Array(length);
+      const outcomes = Promise.allSettled([device.read(0, gone), device.read(0, kept)]);
+      structuredClone(gone.buffer, { transfer: [gone.buffer] });
+      const [first, second] = await outcomes;
+      expect(first).toMatchObject({ status: 'rejected', reason: { code: 'ERR_HOLDFAST_BAD_ARGUMENT' } });
+      expect(second.status).toBe('fulfilled');
+      expect(Buffer.compare(kept, pattern(2 * mebibyte, 1).subarray(0, length))).toBe(0);
+    }
+    const gone = new Uint8Array(5 * mebibyte);
+    const writing = device.write(0, gone);
+    structuredClone(gone.buffer, { transfer: [gone.buffer] });
+    await expect(writing).rejects.toMatchObject({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
+  });
+
   test('a device that became smaller is an error, not old memory', async () => {
     const path = freshPath();
     await using device = await openDirectDevice(path, { engine, create: { sizeBytes: mebibyte } });
@@ -307,6 +326,39 @@ describe('what the operating system says becomes an error that names what to do'
     await expect(device.discard(0, 512)).rejects.toMatchObject(refusal);
     expect(ring.sent).toEqual([]);
     await device.read(0, new Uint8Array(512));
+    await device.close();
+  });
+
+  test('a failure that only one of several flushes at once is told of fails them all', async () => {
+    const { device, ring } = await openAnswering();
+    const waiting: RingRequest[] = [];
+    ring.submit = (request) => waiting.push(request) > 0;
+    const outcomes = Promise.allSettled([device.flush(), device.flush(), device.write(0, block, { fua: true })]);
+    // The kernel reports a lost page to the first who asks, and calls the others good.
+    for (let told = false; waiting.length > 0; await new Promise(setImmediate)) {
+      const request = waiting.pop()!;
+      request.settle(told ? 0 : -os.EIO);
+      told = true;
+    }
+    for (const outcome of await outcomes)
+      expect(outcome).toMatchObject({ status: 'rejected', reason: { code: 'ERR_HOLDFAST_FLUSH_FAILED' } });
+    await device.close();
+  });
+
+  test('flushes that are asked for while one is under way share the next one', async () => {
+    const { device, ring } = await openAnswering();
+    const waiting: RingRequest[] = [];
+    ring.submit = (request) => waiting.push(request) > 0;
+    const ended: number[] = [];
+    const flushes = [1, 2, 3].map((index) => device.flush().then(() => ended.push(index)));
+    expect(waiting).toHaveLength(1);
+    waiting.shift()!.settle(0);
+    await new Promise(setImmediate);
+    expect(ended).toEqual([1]);
+    expect(waiting).toHaveLength(1);
+    waiting.shift()!.settle(0);
+    await Promise.all(flushes);
+    expect(device.stats().flushes).toBe(3);
     await device.close();
   });
 

@@ -3,7 +3,8 @@ import { once } from 'node:events';
 import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { native } from '../../lib/native.ts';
 import { openRegion, type Region, regionBytesMax } from '../../lib/storage/region.ts';
 
 const distRegion = new URL('../../dist/storage/region.js', import.meta.url).href;
@@ -170,6 +171,39 @@ describe('persist', () => {
     await region.persist(1 << 20);
     await region.persist(0, 0);
     await Promise.all(Array.from({ length: 64 }, (_, i) => region.persist(i * 1000, 5000)));
+  });
+
+  test('a failure that only one of several at once is told of fails them all, and every later one', async () => {
+    const region = await openRegion(path, { sizeBytes: 1 << 20, create: true });
+    const answers: ((error?: Error) => void)[] = [];
+    const spy = vi.spyOn(native().region, 'persist').mockImplementation((_handle, offset, length) => {
+      ranges.push([offset, length]);
+      return new Promise((resolve, reject) => {
+        answers.push((error) => (error === undefined ? resolve() : reject(error)));
+      });
+    });
+    const ranges: [number, number][] = [];
+    const first = region.persist(0, 4096);
+    const others = [region.persist(8192, 100), region.persist(4096, 4096)];
+    expect(ranges).toEqual([[0, 4096]]);
+    answers[0]!();
+    await first;
+    await new Promise(setImmediate);
+    expect(ranges).toEqual([
+      [0, 4096],
+      [4096, 4196],
+    ]);
+    others.push(region.persist());
+    const outcomes = Promise.allSettled(others);
+    // The kernel reports a lost page to the first who asks, and calls the others good.
+    answers[1]!(Object.assign(new Error('msync'), { code: 'EIO' }));
+    await new Promise(setImmediate);
+    for (const answer of answers.slice(2)) answer();
+    for (const outcome of await outcomes)
+      expect(outcome).toMatchObject({ status: 'rejected', reason: { code: 'ERR_HOLDFAST_FLUSH_FAILED' } });
+    await expect(region.persist()).rejects.toEqual(failsWith('ERR_HOLDFAST_FLUSH_FAILED'));
+    spy.mockRestore();
+    await region.close();
   });
 
   test.each([
