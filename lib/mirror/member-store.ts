@@ -9,6 +9,8 @@ export interface MemberStore {
   readonly record: MemberRecord;
   /** The bitmap that was saved by the last clean stop, if the record still says clean. */
   readonly savedMarks: Uint8Array | undefined;
+  /** Mends a superblock that was found damaged when the store was opened; else writes nothing. Before all other writes. */
+  repair(): Promise<void>;
   /** Durable, on both superblocks, when resolved. */
   write(record: MemberRecord): Promise<void>;
   /** Saves the bitmap, then the record (which says clean). */

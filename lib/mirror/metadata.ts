@@ -103,14 +103,13 @@ export class Metadata implements MemberStore {
   }
 
   /**
-   * Reads the metadata and mends a damaged copy of it.
+   * Reads the metadata. Changes nothing, since it may be another volume's: `repair` once the caller has accepted it.
    *
    * @throws HoldfastError as SuperblockPair.open.
    */
   static async open(device: BlockDevice): Promise<Metadata> {
     const pair = await SuperblockPair.open(device, MEMBER_FORMAT, layoutOf(device).pair);
     const stored = decodeMember(pair.payload);
-    await pair.repair();
     const marks = stored.record.clean ? await readMarks(device, stored) : undefined;
     return new Metadata(device, pair, stored, marks);
   }
@@ -137,6 +136,10 @@ export class Metadata implements MemberStore {
 
   get grainBytes(): number {
     return this.#shape.grainBytes;
+  }
+
+  async repair(): Promise<void> {
+    await this.#pair.repair();
   }
 
   async write(record: MemberRecord): Promise<void> {

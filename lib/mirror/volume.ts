@@ -111,6 +111,8 @@ export class MirroredVolume extends BaseDevice {
 
   /** Takes up the volume with the record that the store has read. It serves as soon as it may. */
   static async open(options: MirroredVolumeOptions): Promise<MirroredVolume> {
+    // Nothing may depend on the record before it stands twice: if its one good copy rots, an older one counts.
+    await options.store.repair();
     const service = MirrorService.of(options.node);
     const volume = new MirroredVolume(options, service);
     service.add(volume);

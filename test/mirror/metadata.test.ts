@@ -94,12 +94,28 @@ test('half-written metadata is told from none', async () => {
   const end = device.geometry.sizeBytes;
   await device.write(end - 65_536 + 100, Uint8Array.of(1, 2, 3));
   expect((await Metadata.open(device)).volumeId).toBe(shape.volumeId);
-  await device.write(end - 65_536 + 100, Uint8Array.of(1, 2, 3));
   await device.write(end - 4096 + 100, Uint8Array.of(1, 2, 3));
   await expect(Metadata.open(device)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_METADATA_DAMAGED' });
   await expect(Metadata.open(new MemoryDevice({ sizeBytes: MIB }))).rejects.toMatchObject({
     code: 'ERR_HOLDFAST_METADATA_MISSING',
   });
+});
+
+test('a damaged copy is mended when the opener asks for it, and not before', async () => {
+  const device = await newDevice();
+  const end = device.geometry.sizeBytes;
+  const tail = async () => {
+    const bytes = new Uint8Array(65_536);
+    await device.read(end - bytes.length, bytes);
+    return bytes;
+  };
+  await device.write(end - 65_536 + 100, Uint8Array.of(1, 2, 3));
+  const damaged = await tail();
+  const metadata = await Metadata.open(device);
+  expect(await tail()).toEqual(damaged);
+  await metadata.repair();
+  await device.write(end - 4096 + 100, Uint8Array.of(1, 2, 3));
+  expect((await Metadata.open(device)).record).toEqual(metadata.record);
 });
 
 test('a device that is too small is refused with what it would take', () => {

@@ -158,6 +158,7 @@ export class Pair {
       grainBytes: store.grainBytes,
       record: store.record,
       savedMarks: store.savedMarks,
+      repair: () => store.repair(),
       write: (record) => told(record, store.write(record)),
       writeClean: (record, marks) => told(record, store.writeClean(record, marks)),
     };
