@@ -6,8 +6,11 @@
     "cflags": ["-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-ffile-prefix-map=<!(pwd)=."],
     "cflags_cc!": ["-std=gnu++17", "-std=gnu++20"],
     "cflags_cc": ["-std=c++20", "-fno-exceptions", "-fno-rtti"],
-    "defines": ["NAPI_VERSION=8", "_FILE_OFFSET_BITS=64"],
-    "include_dirs": ["native"]
+    "defines": [
+      "NAPI_VERSION=8", "NODE_ADDON_API_DISABLE_CPP_EXCEPTIONS", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS",
+      "_FILE_OFFSET_BITS=64"
+    ],
+    "include_dirs": ["native", "<!(node -p \"require('node-addon-api').include_dir\")"]
   },
   "targets": [
     {

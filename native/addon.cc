@@ -2,35 +2,36 @@
 // (`addon.checksum`, `addon.ring` …), typed in lib/native.ts.
 //
 // What holds for all folders:
-// - Plain Node-API, version 8. No C++ exceptions: errors are statuses, and only the outermost function throws into
-//   JavaScript (support/napi_support.h).
+// - Node-API, version 8, through node-addon-api without C++ exceptions: what fails leaves a JavaScript exception pending
+//   and returns an empty value. Once an environment is ending it can run no JavaScript: then such an exception goes
+//   nowhere (NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS), and a value may be empty with nothing pending.
+// - Bare napi_* calls stand only where their status is needed, or where the way is hot; a comment says which.
 // - The module is loaded once a process and initialised once an environment (main thread, each worker). State belongs
 //   to an environment: it travels as callback data, and an environment clean-up hook ends it. No globals that change,
 //   except those that are the same for all (the choice of a CRC kernel).
+#include <napi.h>
+
 #include "checksum/checksum.h"
 #include "identify/identify.h"
 #include "region/region.h"
 #include "ring/ring.h"
-#include "support/napi_support.h"
 
 namespace {
 
-using Registration = bool (*)(napi_env, napi_value);
-
-bool AddFolder(napi_env env, napi_value exports, const char* name, Registration register_folder) {
-  napi_value folder;
-  return napi_create_object(env, &folder) == napi_ok && register_folder(env, folder) &&
-         napi_set_named_property(env, exports, name, folder) == napi_ok;
+Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
+  using Registration = void (*)(Napi::Object);
+  const auto add_folder = [&](const char* name, Registration register_functions) {
+    Napi::Object folder = Napi::Object::New(env);
+    register_functions(folder);
+    exports.Set(name, folder);
+  };
+  add_folder("checksum", holdfast::checksum::Register);
+  add_folder("identify", holdfast::identify::Register);
+  add_folder("region", holdfast::region::Register);
+  add_folder("ring", holdfast::ring::Register);
+  return exports;
 }
 
 }  // namespace
 
-NAPI_MODULE_INIT() {
-  using namespace holdfast;
-  const bool complete = AddFolder(env, exports, "checksum", checksum::Register) &&
-                        AddFolder(env, exports, "identify", identify::Register) &&
-                        AddFolder(env, exports, "region", region::Register) &&
-                        AddFolder(env, exports, "ring", ring::Register);
-  if (!complete) support::ThrowPending(env, "the addon could not be initialised");
-  return exports;
-}
+NODE_API_MODULE(holdfast, Initialise)

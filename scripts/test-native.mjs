@@ -1,17 +1,17 @@
 // Runs the native code under the address and undefined-behaviour sanitizers:
 //
-//   1. CMake builds the addon and the native unit tests with them; ctest runs the unit tests (with leak detection).
+//   1. cmake-js builds the addon and the native unit tests with them; ctest runs the unit tests (with leak detection).
 //   2. The tests in test/storage run on that addon, inside of Node, with the sanitizers' libraries loaded first.
 //
 // Needs cmake, and a GCC with its sanitizers. Run it after `npm run build` (npm run test:native does).
 import { spawnSync } from 'node:child_process';
-import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { requireNodeDirectory } from './node-headers.mjs';
+import { buildWithCMake } from './cmake-js.mjs';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const build = join(root, 'build', 'sanitized');
+const config = 'RelWithDebInfo';
 
 function run(command, arguments_, environment = {}) {
   console.log(`> ${command} ${arguments_.join(' ')}`);
@@ -34,13 +34,7 @@ function libraryPath(name) {
   return process.exit(1);
 }
 
-const options = [
-  `-DNODE_INCLUDE_DIR=${join(requireNodeDirectory(), 'include', 'node')}`,
-  '-DHOLDFAST_SANITIZE=address,undefined',
-  '-DCMAKE_BUILD_TYPE=RelWithDebInfo',
-];
-run('cmake', ['-S', root, '-B', build, ...options]);
-run('cmake', ['--build', build, '--parallel', String(cpus().length)]);
+buildWithCMake(build, config, { HOLDFAST_SANITIZE: 'address,undefined' });
 const undefinedBehaviour = { UBSAN_OPTIONS: 'print_stacktrace=1:halt_on_error=1' };
 run('ctest', ['--test-dir', build, '--output-on-failure', '--no-tests=error'], undefinedBehaviour);
 
@@ -50,5 +44,5 @@ run(process.execPath, [vitest, 'run', '--project', 'unit', 'test/storage', ...pr
   ...undefinedBehaviour,
   ASAN_OPTIONS: 'detect_leaks=0:halt_on_error=1:abort_on_error=1',
   LD_PRELOAD: `${libraryPath('libasan.so')} ${libraryPath('libubsan.so')}`,
-  HOLDFAST_ADDON: join(build, 'holdfast.node'),
+  HOLDFAST_ADDON: join(build, config, 'holdfast.node'),
 });

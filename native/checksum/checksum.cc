@@ -1,6 +1,6 @@
 #include "checksum/checksum.h"
 
-#include <cstring>
+#include <string>
 
 #include "checksum/crc32c.h"
 #include "support/napi_support.h"
@@ -12,12 +12,8 @@ using support::Bytes;
 
 constexpr size_t kKernelNameCapacity = 32;
 
-napi_value Number(napi_env env, uint32_t value) {
-  napi_value result;
-  return napi_create_uint32(env, value, &result) == napi_ok ? result : nullptr;
-}
-
-// crc32c(bytes, seed): number
+// crc32c(bytes, seed): number — bare, because each frame and block passes here: wrapped, 64 bytes took 1.8 times
+// as long (376 ns instead of 206 on a busy machine)
 napi_value Crc32cCall(napi_env env, napi_callback_info info) {
   napi_value arguments[2];
   size_t count = 2;
@@ -28,124 +24,101 @@ napi_value Crc32cCall(napi_env env, napi_callback_info info) {
       napi_get_value_uint32(env, arguments[1], &seed) != napi_ok) {
     return support::ThrowType(env, "crc32c takes a Uint8Array and a number");
   }
-  return Number(env, Crc32c(seed, bytes.data, bytes.length));
+  napi_value result;
+  return napi_create_uint32(env, Crc32c(seed, bytes.data, bytes.length), &result) == napi_ok ? result : nullptr;
 }
 
-const Kernel* FindKernel(napi_env env, napi_value value) {
-  char name[kKernelNameCapacity];
-  if (!support::GetString(env, value, name, sizeof name)) return nullptr;
+const Kernel* FindKernel(Napi::Value value) {
+  std::string name;
+  if (!support::GetString(value, kKernelNameCapacity, &name)) return nullptr;
   size_t count;
   const Kernel* kernels = Kernels(&count);
   for (size_t i = 0; i < count; i++) {
-    if (kernels[i].supported && strcmp(kernels[i].name, name) == 0) return &kernels[i];
+    if (kernels[i].supported && name == kernels[i].name) return &kernels[i];
   }
   return nullptr;
 }
 
 // crc32cBy(kernel, bytes, seed): number — by a named kernel, whatever is selected
-napi_value Crc32cByCall(napi_env env, napi_callback_info info) {
-  napi_value arguments[3];
-  size_t count = 3;
+Napi::Value Crc32cByCall(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
   Bytes bytes;
   uint32_t seed;
-  if (napi_get_cb_info(env, info, &count, arguments, nullptr, nullptr) != napi_ok || count < 3 ||
-      !support::GetBytes(env, arguments[1], &bytes) ||
-      napi_get_value_uint32(env, arguments[2], &seed) != napi_ok) {
+  if (!support::GetBytes(env, info[1], &bytes) || !support::GetUint32(info[2], &seed)) {
     return support::ThrowType(env, "crc32cBy takes the name of a kernel, a Uint8Array and a number");
   }
-  const Kernel* kernel = FindKernel(env, arguments[0]);
+  const Kernel* kernel = FindKernel(info[0]);
   if (kernel == nullptr) return support::ThrowType(env, "there is no such kernel on this processor");
-  return Number(env, ~kernel->extend(~seed, bytes.data, bytes.length));
+  return Napi::Number::New(env, ~kernel->extend(~seed, bytes.data, bytes.length));
 }
 
 // crc32cBlocks(bytes, blockBytes, checksums: Uint32Array): void — the last block may be short
-napi_value Crc32cBlocksCall(napi_env env, napi_callback_info info) {
-  napi_value arguments[3];
-  size_t count = 3;
+void Crc32cBlocksCall(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
   Bytes bytes;
   uint64_t block_bytes;
-  napi_typedarray_type type;
-  size_t capacity;
-  void* checksums;
-  if (napi_get_cb_info(env, info, &count, arguments, nullptr, nullptr) != napi_ok || count < 3 ||
-      !support::GetBytes(env, arguments[0], &bytes) || !support::GetSize(env, arguments[1], &block_bytes) ||
-      block_bytes == 0 ||
-      napi_get_typedarray_info(env, arguments[2], &type, &capacity, &checksums, nullptr, nullptr) != napi_ok ||
-      type != napi_uint32_array || capacity < (bytes.length + block_bytes - 1) / block_bytes) {
-    return support::ThrowType(env, "crc32cBlocks takes a Uint8Array, the bytes of a block, and a Uint32Array with room");
+  const bool is_list = info[2].IsTypedArray() && info[2].As<Napi::TypedArray>().TypedArrayType() == napi_uint32_array;
+  if (!support::GetBytes(env, info[0], &bytes) || !support::GetSize(info[1], &block_bytes) || block_bytes == 0 ||
+      !is_list ||
+      info[2].As<Napi::Uint32Array>().ElementLength() < (bytes.length + block_bytes - 1) / block_bytes) {
+    support::ThrowType(env, "crc32cBlocks takes a Uint8Array, the bytes of a block, and a Uint32Array with room");
+    return;
   }
   const Kernel& kernel = SelectedKernel();
-  uint32_t* checksum = static_cast<uint32_t*>(checksums);
+  uint32_t* checksum = info[2].As<Napi::Uint32Array>().Data();
   for (size_t offset = 0; offset < bytes.length; offset += block_bytes) {
     const size_t left = bytes.length - offset;
     *checksum++ = ~kernel.extend(~0u, bytes.data + offset, left < block_bytes ? left : block_bytes);
   }
-  return nullptr;
 }
 
 // crc32cCombine(crcA, crcB, lengthB): number
-napi_value Crc32cCombineCall(napi_env env, napi_callback_info info) {
-  napi_value arguments[3];
-  size_t count = 3;
+Napi::Value Crc32cCombineCall(const Napi::CallbackInfo& info) {
   uint32_t crc_a, crc_b;
   uint64_t length_b;
-  if (napi_get_cb_info(env, info, &count, arguments, nullptr, nullptr) != napi_ok || count < 3 ||
-      napi_get_value_uint32(env, arguments[0], &crc_a) != napi_ok ||
-      napi_get_value_uint32(env, arguments[1], &crc_b) != napi_ok ||
-      !support::GetSize(env, arguments[2], &length_b)) {
-    return support::ThrowType(env, "crc32cCombine takes three numbers");
+  if (!support::GetUint32(info[0], &crc_a) || !support::GetUint32(info[1], &crc_b) ||
+      !support::GetSize(info[2], &length_b)) {
+    return support::ThrowType(info.Env(), "crc32cCombine takes three numbers");
   }
-  return Number(env, Crc32cCombine(crc_a, crc_b, length_b));
+  return Napi::Number::New(info.Env(), Crc32cCombine(crc_a, crc_b, length_b));
 }
 
 // kernels(): { name, supported }[]
-napi_value KernelsCall(napi_env env, napi_callback_info) {
+Napi::Value KernelsCall(const Napi::CallbackInfo& info) {
   size_t count;
   const Kernel* kernels = Kernels(&count);
-  napi_value list;
-  if (napi_create_array_with_length(env, count, &list) != napi_ok) return nullptr;
+  Napi::Array list = Napi::Array::New(info.Env(), count);
   for (uint32_t i = 0; i < count; i++) {
-    napi_value entry;
-    if (napi_create_object(env, &entry) != napi_ok || !support::SetString(env, entry, "name", kernels[i].name) ||
-        !support::SetBoolean(env, entry, "supported", kernels[i].supported) ||
-        napi_set_element(env, list, i, entry) != napi_ok) {
-      return nullptr;
-    }
+    Napi::Object entry = Napi::Object::New(info.Env());
+    entry.Set("name", kernels[i].name);
+    entry.Set("supported", kernels[i].supported);
+    list.Set(i, entry);
   }
   return list;
 }
 
 // selectedKernel(): string
-napi_value SelectedKernelCall(napi_env env, napi_callback_info) {
-  napi_value name;
-  return napi_create_string_utf8(env, SelectedKernel().name, NAPI_AUTO_LENGTH, &name) == napi_ok ? name : nullptr;
+Napi::Value SelectedKernelCall(const Napi::CallbackInfo& info) {
+  return Napi::String::New(info.Env(), SelectedKernel().name);
 }
 
 // selectKernel(name): boolean
-napi_value SelectKernelCall(napi_env env, napi_callback_info info) {
-  napi_value argument, result;
-  size_t count = 1;
-  if (napi_get_cb_info(env, info, &count, &argument, nullptr, nullptr) != napi_ok || count < 1) {
-    return support::ThrowType(env, "selectKernel takes the name of a kernel");
-  }
-  char name[kKernelNameCapacity];
-  const bool selected = support::GetString(env, argument, name, sizeof name) && SelectKernel(name);
-  return napi_get_boolean(env, selected, &result) == napi_ok ? result : nullptr;
+Napi::Value SelectKernelCall(const Napi::CallbackInfo& info) {
+  std::string name;
+  const bool selected = support::GetString(info[0], kKernelNameCapacity, &name) && SelectKernel(name.c_str());
+  return Napi::Boolean::New(info.Env(), selected);
 }
 
 }  // namespace
 
-bool Register(napi_env env, napi_value exports) {
-  const support::Method methods[] = {
-      {"crc32c", Crc32cCall},
-      {"crc32cBy", Crc32cByCall},
-      {"crc32cBlocks", Crc32cBlocksCall},
-      {"crc32cCombine", Crc32cCombineCall},
-      {"kernels", KernelsCall},
-      {"selectedKernel", SelectedKernelCall},
-      {"selectKernel", SelectKernelCall},
-  };
-  return support::AddMethods(env, exports, methods);
+void Register(Napi::Object exports) {
+  support::AddBareFunction(exports, "crc32c", Crc32cCall);
+  support::AddFunction<Crc32cByCall>(exports, "crc32cBy");
+  support::AddFunction<Crc32cBlocksCall>(exports, "crc32cBlocks");
+  support::AddFunction<Crc32cCombineCall>(exports, "crc32cCombine");
+  support::AddFunction<KernelsCall>(exports, "kernels");
+  support::AddFunction<SelectedKernelCall>(exports, "selectedKernel");
+  support::AddFunction<SelectKernelCall>(exports, "selectKernel");
 }
 
 }  // namespace holdfast::checksum

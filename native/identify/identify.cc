@@ -10,6 +10,7 @@
 #include <climits>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "identify/signatures.h"
 #include "support/napi_support.h"
@@ -20,8 +21,11 @@ namespace {
 
 class ProbeWork : public support::Work {
  public:
-  ProbeWork(const char* path, uint64_t offset_bytes, uint64_t size_bytes)
-      : path_(path), offset_bytes_(offset_bytes), size_bytes_(size_bytes) {}
+  ProbeWork(Napi::Env env, std::string path, uint64_t offset_bytes, uint64_t size_bytes)
+      : Work(env, "holdfast.identify.probe"),
+        path_(std::move(path)),
+        offset_bytes_(offset_bytes),
+        size_bytes_(size_bytes) {}
 
   void Execute() override {
     result_ = ProbeSignatures(path_, offset_bytes_, size_bytes_);
@@ -29,37 +33,21 @@ class ProbeWork : public support::Work {
     if (result_.error != 0 && result_.error != ELIBACC) Fail(result_.error, result_.call);
   }
 
-  napi_value Result(napi_env env) override {
-    napi_value object, list;
-    if (napi_create_object(env, &object) != napi_ok ||
-        napi_create_array_with_length(env, result_.signatures.size(), &list) != napi_ok) {
-      return nullptr;
-    }
+  Napi::Value Result(Napi::Env env) override {
+    Napi::Array list = Napi::Array::New(env, result_.signatures.size());
     for (uint32_t i = 0; i < result_.signatures.size(); i++) {
-      napi_value entry = Values(env, result_.signatures[i]);
-      if (entry == nullptr || napi_set_element(env, list, i, entry) != napi_ok) return nullptr;
+      Napi::Object values = Napi::Object::New(env);
+      for (const auto& [name, value] : result_.signatures[i]) values.Set(name, value);
+      list.Set(i, values);
     }
-    if (napi_set_named_property(env, object, "signatures", list) != napi_ok ||
-        !support::SetBoolean(env, object, "ambivalent", result_.ambivalent) ||
-        !support::SetString(env, object, "libraryMissing", result_.detail.c_str())) {
-      return nullptr;
-    }
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("signatures", list);
+    object.Set("ambivalent", result_.ambivalent);
+    object.Set("libraryMissing", result_.detail);
     return object;
   }
 
  private:
-  static napi_value Values(napi_env env, const Signature& signature) {
-    napi_value object, text;
-    if (napi_create_object(env, &object) != napi_ok) return nullptr;
-    for (const auto& [name, value] : signature) {
-      if (napi_create_string_utf8(env, value.data(), value.size(), &text) != napi_ok ||
-          napi_set_named_property(env, object, name.c_str(), text) != napi_ok) {
-        return nullptr;
-      }
-    }
-    return object;
-  }
-
   std::string path_;
   uint64_t offset_bytes_;
   uint64_t size_bytes_;
@@ -67,24 +55,14 @@ class ProbeWork : public support::Work {
 };
 
 // probeSignatures(path, offset, sizeBytes): Promise<{ signatures, ambivalent, libraryMissing }>
-napi_value ProbeSignaturesCall(napi_env env, napi_callback_info info) {
-  napi_value arguments[3];
-  size_t count = 3;
-  char path[PATH_MAX];
+Napi::Value ProbeSignaturesCall(const Napi::CallbackInfo& info) {
+  std::string path;
   uint64_t offset_bytes, size_bytes;
-  if (napi_get_cb_info(env, info, &count, arguments, nullptr, nullptr) != napi_ok || count < 3 ||
-      !support::GetString(env, arguments[0], path, sizeof path) ||
-      !support::GetSize(env, arguments[1], &offset_bytes) || !support::GetSize(env, arguments[2], &size_bytes)) {
-    return support::ThrowType(env, "probeSignatures takes a path, an offset and a size");
+  if (!support::GetString(info[0], PATH_MAX, &path) || !support::GetSize(info[1], &offset_bytes) ||
+      !support::GetSize(info[2], &size_bytes)) {
+    return support::ThrowType(info.Env(), "probeSignatures takes a path, an offset and a size");
   }
-  return support::Queue(env, "holdfast.identify.probe", std::make_unique<ProbeWork>(path, offset_bytes, size_bytes));
-}
-
-bool GetDescriptor(napi_env env, napi_value value, int* fd) {
-  int32_t number;
-  if (napi_get_value_int32(env, value, &number) != napi_ok || number < 0) return false;
-  *fd = number;
-  return true;
+  return support::Work::Start(std::make_unique<ProbeWork>(info.Env(), std::move(path), offset_bytes, size_bytes));
 }
 
 struct BlockGeometry {
@@ -110,59 +88,49 @@ int ReadGeometry(int fd, BlockGeometry* geometry) {
 }
 
 // deviceGeometry(fd): the geometry of a block device, or an error (ENOTTY: it is none)
-napi_value DeviceGeometryCall(napi_env env, napi_callback_info info) {
-  napi_value argument, object;
-  size_t count = 1;
+Napi::Value DeviceGeometryCall(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
   int fd;
-  if (napi_get_cb_info(env, info, &count, &argument, nullptr, nullptr) != napi_ok || count < 1 ||
-      !GetDescriptor(env, argument, &fd)) {
-    return support::ThrowType(env, "deviceGeometry takes a file descriptor");
-  }
+  if (!support::GetDescriptor(info[0], &fd)) return support::ThrowType(env, "deviceGeometry takes a file descriptor");
   struct stat status;
   if (fstat(fd, &status) != 0) return support::ThrowErrno(env, errno, "fstat");
   if (!S_ISBLK(status.st_mode)) return support::ThrowErrno(env, ENOTTY, "fstat");
   BlockGeometry geometry;
   const int error = ReadGeometry(fd, &geometry);
   if (error != 0) return support::ThrowErrno(env, error, "ioctl");
-  const bool complete =
-      napi_create_object(env, &object) == napi_ok &&
-      support::SetNumber(env, object, "sizeBytes", static_cast<double>(geometry.size_bytes)) &&
-      support::SetNumber(env, object, "logicalBlockBytes", geometry.logical_block_bytes) &&
-      support::SetNumber(env, object, "physicalBlockBytes", geometry.physical_block_bytes) &&
-      support::SetNumber(env, object, "minimumIoBytes", geometry.minimum_io_bytes) &&
-      support::SetNumber(env, object, "optimalIoBytes", geometry.optimal_io_bytes) &&
-      support::SetBoolean(env, object, "rotational", geometry.rotational != 0) &&
-      support::SetBoolean(env, object, "readOnly", geometry.read_only != 0) &&
-      support::SetNumber(env, object, "major", major(status.st_rdev)) &&
-      support::SetNumber(env, object, "minor", minor(status.st_rdev));
-  return complete ? object : nullptr;
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("sizeBytes", geometry.size_bytes);
+  object.Set("logicalBlockBytes", geometry.logical_block_bytes);
+  object.Set("physicalBlockBytes", geometry.physical_block_bytes);
+  object.Set("minimumIoBytes", geometry.minimum_io_bytes);
+  object.Set("optimalIoBytes", geometry.optimal_io_bytes);
+  object.Set("rotational", geometry.rotational != 0);
+  object.Set("readOnly", geometry.read_only != 0);
+  object.Set("major", major(status.st_rdev));
+  object.Set("minor", minor(status.st_rdev));
+  return object;
 }
 
 // seekData(fd, offset): number — where the next data at or after offset begin; −1 if there are none up to the end.
 // Moves the descriptor's position. File systems that cannot tell call all of a file data.
-napi_value SeekDataCall(napi_env env, napi_callback_info info) {
-  napi_value arguments[2], result;
-  size_t count = 2;
+Napi::Value SeekDataCall(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
   int fd;
   uint64_t offset;
-  if (napi_get_cb_info(env, info, &count, arguments, nullptr, nullptr) != napi_ok || count < 2 ||
-      !GetDescriptor(env, arguments[0], &fd) || !support::GetSize(env, arguments[1], &offset)) {
+  if (!support::GetDescriptor(info[0], &fd) || !support::GetSize(info[1], &offset)) {
     return support::ThrowType(env, "seekData takes a file descriptor and an offset");
   }
   const off_t position = lseek(fd, static_cast<off_t>(offset), SEEK_DATA);
   if (position < 0 && errno != ENXIO) return support::ThrowErrno(env, errno, "lseek");
-  return napi_create_double(env, static_cast<double>(position), &result) == napi_ok ? result : nullptr;
+  return Napi::Number::New(env, static_cast<double>(position));
 }
 
 }  // namespace
 
-bool Register(napi_env env, napi_value exports) {
-  const support::Method methods[] = {
-      {"probeSignatures", ProbeSignaturesCall},
-      {"deviceGeometry", DeviceGeometryCall},
-      {"seekData", SeekDataCall},
-  };
-  return support::AddMethods(env, exports, methods);
+void Register(Napi::Object exports) {
+  support::AddFunction<ProbeSignaturesCall>(exports, "probeSignatures");
+  support::AddFunction<DeviceGeometryCall>(exports, "deviceGeometry");
+  support::AddFunction<SeekDataCall>(exports, "seekData");
 }
 
 }  // namespace holdfast::identify

@@ -1,11 +1,11 @@
 // The identify folder's face to JavaScript: what a device is, and what stands on it.
 #pragma once
 
-#include <node_api.h>
+#include <napi.h>
 
 namespace holdfast::identify {
 
 // Adds probeSignatures, deviceGeometry and seekData to `exports`.
-bool Register(napi_env env, napi_value exports);
+void Register(Napi::Object exports);
 
 }  // namespace holdfast::identify

@@ -12,6 +12,7 @@
 
 #include <climits>
 #include <memory>
+#include <utility>
 
 #include "region/mapping.h"
 #include "support/napi_support.h"
@@ -25,7 +26,7 @@ constexpr napi_type_tag kHandleTag = {0x686f6c6466617374, 0x726567696f6e0001};
 class Region {
  public:
   // Starts with one user: the handle.
-  Region(napi_env env, std::unique_ptr<Mapping> mapping) : env_(env), mapping_(std::move(mapping)) {}
+  explicit Region(std::unique_ptr<Mapping> mapping) : mapping_(std::move(mapping)) {}
 
   void Use() { users_++; }
 
@@ -35,25 +36,24 @@ class Region {
     if (!has_handle_) delete this;
   }
 
-  // The external ArrayBuffer; nullptr with an exception pending if there cannot be one.
-  napi_value MakeBuffer() {
+  // The external ArrayBuffer; empty if there cannot be one.
+  Napi::Value MakeBuffer(Napi::Env env) {
     napi_value buffer;
-    const napi_status status = napi_create_external_arraybuffer(env_, mapping_->data(), mapping_->size(),
-                                                                OnBufferFinalized, this, &buffer);
-    if (status == napi_no_external_buffers_allowed) {
-      napi_throw_error(env_, "ENOTSUP", "this runtime does not allow memory that it has not allocated");
-      return nullptr;
-    }
+    // The bare call, because its status tells why.
+    const napi_status status =
+        napi_create_external_arraybuffer(env, mapping_->data(), mapping_->size(), OnBufferFinalized, this, &buffer);
     if (status != napi_ok) {
-      support::ThrowPending(env_, "the mapping could not be made an ArrayBuffer");
-      return nullptr;
+      const bool forbidden = status == napi_no_external_buffers_allowed;
+      Napi::Error error = forbidden
+                              ? Napi::Error::New(env, "this runtime does not allow memory that it has not allocated")
+                              : Napi::Error::New(env);
+      if (forbidden) error.Set("code", "ENOTSUP");
+      error.ThrowAsJavaScriptException();
+      return Napi::Value();
     }
     Use();
-    if (napi_create_reference(env_, buffer, 0, &buffer_) != napi_ok) {
-      support::ThrowPending(env_, "the ArrayBuffer could not be referred to");
-      return nullptr;
-    }
-    return buffer;
+    buffer_ = Napi::Weak(Napi::ArrayBuffer(env, buffer));
+    return Napi::Value(env, buffer);
   }
 
   void Close() {
@@ -81,24 +81,13 @@ class Region {
   Mapping& mapping() { return *mapping_; }
 
  private:
-  ~Region() {
-    if (buffer_ != nullptr) napi_delete_reference(env_, buffer_);
-  }
+  ~Region() = default;
 
-  // The ArrayBuffer that we made, if it is still alive and still has the memory; else nullptr.
-  napi_value AttachedBuffer() {
-    napi_value buffer = nullptr;
-    bool detached = true;
-    if (buffer_ == nullptr || napi_get_reference_value(env_, buffer_, &buffer) != napi_ok || buffer == nullptr ||
-        napi_is_detached_arraybuffer(env_, buffer, &detached) != napi_ok || detached) {
-      return nullptr;
-    }
-    return buffer;
-  }
-
+  // Takes the memory back from the ArrayBuffer that we made, if it is still alive and still has it.
   void DetachBuffer() {
-    napi_value buffer = AttachedBuffer();
-    if (buffer != nullptr && napi_detach_arraybuffer(env_, buffer) == napi_ok) detached_by_us_ = true;
+    Napi::ArrayBuffer buffer = buffer_.Value();
+    if (buffer.IsEmpty() || buffer.IsDetached()) return;
+    detached_by_us_ = napi_detach_arraybuffer(buffer.Env(), buffer) == napi_ok;
   }
 
   static void OnBufferFinalized(napi_env env, void*, void* hint) {
@@ -107,69 +96,66 @@ class Region {
     region->LetGo();
   }
 
-  // An environment that is ending refuses every call that could run JavaScript.
-  static bool IsEnding(napi_env env) {
-    napi_handle_scope scope;
-    if (napi_open_handle_scope(env, &scope) != napi_ok) return true;
-    napi_value object;
-    const bool ending = napi_create_object(env, &object) != napi_ok || !support::SetBoolean(env, object, "alive", true);
-    napi_close_handle_scope(env, scope);
-    return ending;
+  // An environment that is ending refuses every call that could run JavaScript. The bare call tells; the wrapper would
+  // swallow it.
+  static bool IsEnding(Napi::Env env) {
+    const Napi::HandleScope scope(env);
+    const Napi::Object object = Napi::Object::New(env);
+    return napi_set_named_property(env, object, "alive", object) != napi_ok;
   }
 
-  napi_env env_;
   std::unique_ptr<Mapping> mapping_;
   int users_ = 1;
   bool has_handle_ = false;
-  napi_ref buffer_ = nullptr;
+  Napi::Reference<Napi::ArrayBuffer> buffer_;  // weak
   bool detached_by_us_ = false;
   bool closed_ = false;
 };
 
 class OpenWork : public support::Work {
  public:
-  explicit OpenWork(Mapping::Options options) : options_(std::move(options)) {}
+  OpenWork(Napi::Env env, Mapping::Options options)
+      : Work(env, "holdfast.region.open"), options_(std::move(options)) {}
 
   void Execute() override {
     const Failure failure = mapping_->Open(options_);
     if (failure.error != 0) Fail(failure.error, failure.call);
   }
 
-  napi_value Result(napi_env env) override {
+  Napi::Value Result(Napi::Env env) override {
     const Means means = mapping_->means();
-    const double size = static_cast<double>(mapping_->size());
-    Region* region = new Region(env, std::move(mapping_));
-    napi_value handle, result;
-    napi_value buffer = region->MakeBuffer();
-    if (buffer == nullptr || napi_create_object(env, &handle) != napi_ok ||
-        napi_type_tag_object(env, handle, &kHandleTag) != napi_ok ||
-        napi_wrap(env, handle, region, OnHandleFinalized, nullptr, nullptr) != napi_ok) {
+    const size_t size = mapping_->size();
+    Region* region = new Region(std::move(mapping_));
+    const Napi::Value buffer = region->MakeBuffer(env);
+    if (buffer.IsEmpty()) {
       region->DropHandle();
-      support::ThrowPending(env, "the region's handle could not be made");
-      return nullptr;
+      return buffer;
+    }
+    const auto on_finalized = [](Napi::Env, Region* finalized) { finalized->DropHandle(); };
+    const auto handle = Napi::External<Region>::New(env, region, on_finalized);
+    if (handle.IsEmpty()) {
+      region->DropHandle();
+      return handle;
     }
     region->SetHandle();
-    if (napi_create_object(env, &result) != napi_ok ||
-        napi_set_named_property(env, result, "handle", handle) != napi_ok ||
-        napi_set_named_property(env, result, "buffer", buffer) != napi_ok ||
-        !support::SetNumber(env, result, "sizeBytes", size) ||
-        !support::SetString(env, result, "means", means == Means::kMapSync ? "map-sync" : "msync")) {
-      support::ThrowPending(env, "the region's description could not be made");
-      return nullptr;
-    }
+    handle.TypeTag(&kHandleTag);
+    Napi::Object result = Napi::Object::New(env);
+    result.Set("handle", handle);
+    result.Set("buffer", buffer);
+    result.Set("sizeBytes", size);
+    result.Set("means", means == Means::kMapSync ? "map-sync" : "msync");
     return result;
   }
 
  private:
-  static void OnHandleFinalized(napi_env, void* data, void*) { static_cast<Region*>(data)->DropHandle(); }
-
   Mapping::Options options_;
   std::unique_ptr<Mapping> mapping_ = std::make_unique<Mapping>();
 };
 
 class PersistWork : public support::Work {
  public:
-  PersistWork(Region* region, size_t offset, size_t length) : region_(region), offset_(offset), length_(length) {
+  PersistWork(Napi::Env env, Region* region, size_t offset, size_t length)
+      : Work(env, "holdfast.region.persist"), region_(region), offset_(offset), length_(length) {
     region_->Use();
   }
   ~PersistWork() override { region_->LetGo(); }
@@ -179,10 +165,7 @@ class PersistWork : public support::Work {
     if (failure.error != 0) Fail(failure.error, failure.call);
   }
 
-  napi_value Result(napi_env env) override {
-    napi_value undefined;
-    return napi_get_undefined(env, &undefined) == napi_ok ? undefined : nullptr;
-  }
+  Napi::Value Result(Napi::Env env) override { return env.Undefined(); }
 
  private:
   Region* region_;
@@ -191,30 +174,14 @@ class PersistWork : public support::Work {
 };
 
 // open(path, sizeBytes, sizeLimitBytes, create): Promise<{ handle, buffer, sizeBytes, means }>
-napi_value OpenCall(napi_env env, napi_callback_info info) {
-  napi_value arguments[4];
-  size_t count = 4;
-  char path[PATH_MAX];
+Napi::Value OpenCall(const Napi::CallbackInfo& info) {
   Mapping::Options options;
-  if (napi_get_cb_info(env, info, &count, arguments, nullptr, nullptr) != napi_ok || count < 4 ||
-      !support::GetString(env, arguments[0], path, sizeof path) ||
-      !support::GetSize(env, arguments[1], &options.size_bytes) ||
-      !support::GetSize(env, arguments[2], &options.size_limit_bytes) ||
-      napi_get_value_bool(env, arguments[3], &options.create) != napi_ok) {
-    return support::ThrowType(env, "open takes a path, a size, a limit of sizes and a boolean");
+  if (!support::GetString(info[0], PATH_MAX, &options.path) || !support::GetSize(info[1], &options.size_bytes) ||
+      !support::GetSize(info[2], &options.size_limit_bytes) || !info[3].IsBoolean()) {
+    return support::ThrowType(info.Env(), "open takes a path, a size, a limit of sizes and a boolean");
   }
-  options.path = path;
-  return support::Queue(env, "holdfast.region.open", std::make_unique<OpenWork>(std::move(options)));
-}
-
-Region* GetRegion(napi_env env, napi_value handle) {
-  bool is_handle = false;
-  void* region = nullptr;
-  if (napi_check_object_type_tag(env, handle, &kHandleTag, &is_handle) != napi_ok || !is_handle ||
-      napi_unwrap(env, handle, &region) != napi_ok) {
-    return nullptr;
-  }
-  return static_cast<Region*>(region);
+  options.create = info[3].As<Napi::Boolean>().Value();
+  return support::Work::Start(std::make_unique<OpenWork>(info.Env(), std::move(options)));
 }
 
 struct PersistArguments {
@@ -223,62 +190,52 @@ struct PersistArguments {
   uint64_t length;
 };
 
-bool GetPersistArguments(napi_env env, napi_callback_info info, PersistArguments* result) {
-  napi_value arguments[3];
-  size_t count = 3;
-  if (napi_get_cb_info(env, info, &count, arguments, nullptr, nullptr) != napi_ok || count < 3 ||
-      (result->region = GetRegion(env, arguments[0])) == nullptr || result->region->closed() ||
-      !support::GetSize(env, arguments[1], &result->offset) ||
-      !support::GetSize(env, arguments[2], &result->length) ||
+bool GetPersistArguments(const Napi::CallbackInfo& info, PersistArguments* result) {
+  result->region = support::GetHandle<Region>(info[0], kHandleTag);
+  if (result->region == nullptr || result->region->closed() || !support::GetSize(info[1], &result->offset) ||
+      !support::GetSize(info[2], &result->length) ||
       result->offset + result->length > result->region->mapping().size()) {
-    support::ThrowType(env, "persist takes the handle of an open region, an offset and a length inside of it");
+    support::ThrowType(info.Env(), "persist takes the handle of an open region, an offset and a length inside of it");
     return false;
   }
   return true;
 }
 
 // persist(handle, offset, length): Promise<void>
-napi_value PersistCall(napi_env env, napi_callback_info info) {
+Napi::Value PersistCall(const Napi::CallbackInfo& info) {
   PersistArguments arguments;
-  if (!GetPersistArguments(env, info, &arguments)) return nullptr;
-  return support::Queue(env, "holdfast.region.persist",
-                        std::make_unique<PersistWork>(arguments.region, arguments.offset, arguments.length));
+  if (!GetPersistArguments(info, &arguments)) return info.Env().Undefined();
+  return support::Work::Start(
+      std::make_unique<PersistWork>(info.Env(), arguments.region, arguments.offset, arguments.length));
 }
 
 // persistDirect(handle, offset, length): boolean — false if it would block; then nothing has been done
-napi_value PersistDirectCall(napi_env env, napi_callback_info info) {
+Napi::Value PersistDirectCall(const Napi::CallbackInfo& info) {
   PersistArguments arguments;
-  if (!GetPersistArguments(env, info, &arguments)) return nullptr;
+  if (!GetPersistArguments(info, &arguments)) return info.Env().Undefined();
   Mapping& mapping = arguments.region->mapping();
   const bool direct = mapping.IsDirect(arguments.length);
   if (direct) mapping.Persist(arguments.offset, arguments.length);
-  napi_value result;
-  return napi_get_boolean(env, direct, &result) == napi_ok ? result : nullptr;
+  return Napi::Boolean::New(info.Env(), direct);
 }
 
 // close(handle): void — idempotent
-napi_value CloseCall(napi_env env, napi_callback_info info) {
-  napi_value argument;
-  size_t count = 1;
-  Region* region;
-  if (napi_get_cb_info(env, info, &count, &argument, nullptr, nullptr) != napi_ok || count < 1 ||
-      (region = GetRegion(env, argument)) == nullptr) {
-    return support::ThrowType(env, "close takes the handle of a region");
+void CloseCall(const Napi::CallbackInfo& info) {
+  Region* region = support::GetHandle<Region>(info[0], kHandleTag);
+  if (region == nullptr) {
+    support::ThrowType(info.Env(), "close takes the handle of a region");
+    return;
   }
   region->Close();
-  return nullptr;
 }
 
 }  // namespace
 
-bool Register(napi_env env, napi_value exports) {
-  const support::Method methods[] = {
-      {"open", OpenCall},
-      {"persist", PersistCall},
-      {"persistDirect", PersistDirectCall},
-      {"close", CloseCall},
-  };
-  return support::AddMethods(env, exports, methods);
+void Register(Napi::Object exports) {
+  support::AddFunction<OpenCall>(exports, "open");
+  support::AddFunction<PersistCall>(exports, "persist");
+  support::AddFunction<PersistDirectCall>(exports, "persistDirect");
+  support::AddFunction<CloseCall>(exports, "close");
 }
 
 }  // namespace holdfast::region

@@ -1,11 +1,11 @@
 // The region folder's face to JavaScript.
 #pragma once
 
-#include <node_api.h>
+#include <napi.h>
 
 namespace holdfast::region {
 
 // Adds open, persist, persistDirect and close to `exports`.
-bool Register(napi_env env, napi_value exports);
+void Register(Napi::Object exports);
 
 }  // namespace holdfast::region

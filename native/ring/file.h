@@ -1,10 +1,10 @@
 // What Node's `fs` cannot ask of an open file.
 #pragma once
 
-#include <node_api.h>
+#include <napi.h>
 
 namespace holdfast::ring {
 
-bool RegisterFileFunctions(napi_env env, napi_value exports);
+void RegisterFileFunctions(Napi::Object exports);
 
 }  // namespace holdfast::ring

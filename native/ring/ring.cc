@@ -19,6 +19,8 @@
 
 #include <memory>
 #include <new>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "ring/file.h"
@@ -40,18 +42,20 @@ constexpr uint32_t kBatch = 16;
 constexpr uint32_t kRounds = 64;
 constexpr double kOffsetLimit = 9007199254740992.0;    // 2^53
 
+constexpr napi_type_tag kHandleTag = {0x686f6c6466617374, 0x72696e6700000001};
+
 struct Arena {
   uint8_t* base = nullptr;
   uint64_t size = 0;
-  napi_ref reference = nullptr;
+  Napi::ObjectReference reference;
 };
 
 class Ring {
  public:
-  Ring(napi_env env, uint32_t capacity) : env_(env), capacity_(capacity) {}
+  Ring(Napi::Env env, uint32_t capacity) : env_(env), capacity_(capacity) {}
 
   bool Start(uint32_t engine, uint32_t threads, support::Bytes memory, Uring::Failure* failure);
-  bool Attach(napi_value memory, napi_value on_results, Uring::Failure* failure);
+  bool Attach(Napi::Object memory, Napi::Function on_results, Uring::Failure* failure);
 
   // Takes the entries that JavaScript has written, and hands them to the engine.
   void Submit();
@@ -62,7 +66,7 @@ class Ring {
   // The slot, or a negative errno.
   int32_t AddFile(int given);
   void RemoveFile(uint32_t slot);
-  int32_t AddArena(napi_value value, support::Bytes bytes);
+  int32_t AddArena(Napi::Object value, support::Bytes bytes);
   void RemoveArena(uint32_t index);
 
   bool closing() const { return closing_; }
@@ -82,9 +86,8 @@ class Ring {
   void KeepLoopAlive();
   void CloseHandles();
   void Finish();
-  void DeleteReference(napi_ref* reference);
 
-  napi_env env_;
+  Napi::Env env_;
   uint32_t capacity_;
   uint32_t threads_ = 0;
   uint32_t style_ = 0;
@@ -100,9 +103,9 @@ class Ring {
   bool draining_ = false;
   bool closing_ = false;
   uint32_t owners_ = 1;
-  napi_ref memory_ = nullptr;
-  napi_ref on_results_ = nullptr;
-  napi_async_context context_ = nullptr;
+  Napi::ObjectReference memory_;
+  Napi::FunctionReference on_results_;
+  std::optional<Napi::AsyncContext> context_;
   napi_async_cleanup_hook_handle hook_ = nullptr;
   uv_poll_t polls_[Engine::kMaxDescriptors];
   uint32_t polls_open_ = 0;
@@ -138,16 +141,15 @@ bool Ring::Start(uint32_t engine, uint32_t threads, support::Bytes memory, Uring
   return failure->error == 0;
 }
 
-bool Ring::Attach(napi_value memory, napi_value on_results, Uring::Failure* failure) {
+bool Ring::Attach(Napi::Object memory, Napi::Function on_results, Uring::Failure* failure) {
   failure->stage = "node-api";
   failure->error = EIO;
-  napi_value name;
+  memory_ = Napi::Persistent(memory);
+  on_results_ = Napi::Persistent(on_results);
+  context_.emplace(env_, "holdfast.ring");
   uv_loop_t* loop = nullptr;
-  if (napi_create_string_utf8(env_, "holdfast.ring", NAPI_AUTO_LENGTH, &name) != napi_ok ||
-      napi_async_init(env_, nullptr, name, &context_) != napi_ok ||
-      napi_create_reference(env_, memory, 1, &memory_) != napi_ok ||
-      napi_create_reference(env_, on_results, 1, &on_results_) != napi_ok ||
-      napi_get_uv_event_loop(env_, &loop) != napi_ok ||
+  // node-addon-api has clean-up hooks that must be done when they return, and this one must wait.
+  if (env_.IsExceptionPending() || napi_get_uv_event_loop(env_, &loop) != napi_ok ||
       napi_add_async_cleanup_hook(env_, OnEnvironmentEnd, this, &hook_) != napi_ok) {
     return false;
   }
@@ -249,26 +251,17 @@ bool Ring::Fill(const Entry& entry, Operation* operation) const {
 }
 
 // Calls back into JavaScript. The promises that it settles have run their continuations when this returns, so what
-// they asked for stands in the entries.
+// they asked for stands in the entries. The call is bare, because an exception is told from an environment that ends by
+// its status.
 void Ring::Deliver(uint32_t count) {
-  napi_handle_scope scope;
-  if (napi_open_handle_scope(env_, &scope) != napi_ok) return;
-  napi_value global;
-  napi_value on_results;
-  napi_value argument;
-  if (napi_get_global(env_, &global) == napi_ok &&
-      napi_get_reference_value(env_, on_results_, &on_results) == napi_ok &&
-      napi_create_uint32(env_, count, &argument) == napi_ok) {
-    header_->reaping = 1;
-    const napi_status status = napi_make_callback(env_, context_, global, on_results, 1, &argument, nullptr);
-    header_->reaping = 0;
-    bool pending = false;
-    if (status != napi_ok && napi_is_exception_pending(env_, &pending) == napi_ok && pending) {
-      napi_value error;
-      if (napi_get_and_clear_last_exception(env_, &error) == napi_ok) napi_fatal_exception(env_, error);
-    }
-  }
-  napi_close_handle_scope(env_, scope);
+  const Napi::HandleScope scope(env_);
+  const napi_value argument = Napi::Number::New(env_, count);
+  header_->reaping = 1;
+  const napi_status status =
+      napi_make_callback(env_, *context_, env_.Global(), on_results_.Value(), 1, &argument, nullptr);
+  header_->reaping = 0;
+  if (status == napi_ok || !env_.IsExceptionPending()) return;
+  napi_fatal_exception(env_, env_.GetAndClearPendingException().Value());
 }
 
 void Ring::KeepLoopAlive() {
@@ -312,20 +305,13 @@ void Ring::OnClosed(uv_handle_t* handle) {
   self->Release();
 }
 
-void Ring::DeleteReference(napi_ref* reference) {
-  if (*reference != nullptr) napi_delete_reference(env_, *reference);
-  *reference = nullptr;
-}
-
 void Ring::Finish() {
   engine_.reset();
   for (uint32_t slot = 0; slot < files_.size(); slot++) RemoveFile(slot);
-  for (Arena& arena : arenas_) DeleteReference(&arena.reference);
   arenas_.clear();
-  DeleteReference(&on_results_);
-  DeleteReference(&memory_);
-  if (context_ != nullptr) napi_async_destroy(env_, context_);
-  context_ = nullptr;
+  on_results_.Reset();
+  memory_.Reset();
+  context_.reset();
   if (hook_ != nullptr) napi_remove_async_cleanup_hook(hook_);
   hook_ = nullptr;
 }
@@ -355,53 +341,42 @@ void Ring::RemoveFile(uint32_t slot) {
   files_[slot] = -1;
 }
 
-int32_t Ring::AddArena(napi_value value, support::Bytes bytes) {
+int32_t Ring::AddArena(Napi::Object value, support::Bytes bytes) {
   size_t index = 0;
   while (index < arenas_.size() && arenas_[index].base != nullptr) index++;
   if (index >= kMaxArenas) return -1;
-  Arena arena;
-  arena.base = bytes.data;
-  arena.size = bytes.length;
-  if (napi_create_reference(env_, value, 1, &arena.reference) != napi_ok) return -1;
+  Arena arena{bytes.data, bytes.length, Napi::Persistent(value)};
+  if (arena.reference.IsEmpty()) return -1;
   if (index == arenas_.size()) {
-    arenas_.push_back(arena);
+    arenas_.push_back(std::move(arena));
   } else {
-    arenas_[index] = arena;
+    arenas_[index] = std::move(arena);
   }
   return static_cast<int32_t>(index);
 }
 
 void Ring::RemoveArena(uint32_t index) {
   if (index >= arenas_.size()) return;
-  DeleteReference(&arenas_[index].reference);
   arenas_[index] = Arena{};
 }
 
 // ── Binding ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-napi_value MakeFailure(napi_env env, const Uring::Failure& failure) {
-  napi_value result;
-  if (napi_create_object(env, &result) != napi_ok || !support::SetNumber(env, result, "error", failure.error) ||
-      !support::SetString(env, result, "stage", failure.stage)) {
-    support::ThrowPending(env, "ring: no result could be made");
-    return nullptr;
-  }
+Napi::Value MakeFailure(Napi::Env env, const Uring::Failure& failure) {
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("error", failure.error);
+  result.Set("stage", failure.stage);
   return result;
 }
 
 // create(memory, capacity, engine, threads, onResults): {handle, style, threads} or {error, stage}. `engine` is 0 for the
 // thread pool, 1 + the best style to try for io_uring.
-napi_value Create(napi_env env, napi_callback_info info) {
-  size_t count = 5;
-  napi_value values[5];
+Napi::Value Create(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
   support::Bytes memory;
   uint32_t capacity, engine, threads;
-  napi_valuetype type;
-  if (napi_get_cb_info(env, info, &count, values, nullptr, nullptr) != napi_ok || count < 5 ||
-      !support::GetBytes(env, values[0], &memory) || napi_get_value_uint32(env, values[1], &capacity) != napi_ok ||
-      napi_get_value_uint32(env, values[2], &engine) != napi_ok ||
-      napi_get_value_uint32(env, values[3], &threads) != napi_ok ||
-      napi_typeof(env, values[4], &type) != napi_ok || type != napi_function) {
+  if (!support::GetBytes(env, info[0], &memory) || !support::GetUint32(info[1], &capacity) ||
+      !support::GetUint32(info[2], &engine) || !support::GetUint32(info[3], &threads) || !info[4].IsFunction()) {
     return support::ThrowType(env, "create(memory, capacity, engine, threads, onResults)");
   }
   if (capacity < 1 || capacity > kMaxCapacity || memory.length != MemorySize(capacity) || engine > 3 || threads < 1 ||
@@ -412,116 +387,114 @@ napi_value Create(napi_env env, napi_callback_info info) {
   Uring::Failure failure;
   failure.error = ENOMEM;
   if (ring == nullptr) return MakeFailure(env, failure);
-  napi_value handle;
-  const bool started = ring->Start(engine, threads, memory, &failure) && ring->Attach(values[0], values[4], &failure);
-  if (!started) {
-    ring->BeginClose();
-    ring->Release();
+  const auto let_go = [](Napi::Env, Ring* owned) {
+    owned->BeginClose();
+    owned->Release();
+  };
+  if (!ring->Start(engine, threads, memory, &failure) ||
+      !ring->Attach(info[0].As<Napi::Object>(), info[4].As<Napi::Function>(), &failure)) {
+    let_go(env, ring);
     return MakeFailure(env, failure);
   }
-  const auto finalize = [](napi_env, void* data, void*) {
-    auto* self = static_cast<Ring*>(data);
-    self->BeginClose();
-    self->Release();
-  };
-  napi_value result;
-  if (napi_create_external(env, ring, finalize, nullptr, &handle) != napi_ok) {
-    ring->BeginClose();
-    ring->Release();
-    support::ThrowPending(env, "ring: no handle could be made");
-    return nullptr;
+  const auto handle = Napi::External<Ring>::New(env, ring, let_go);
+  if (handle.IsEmpty()) {
+    let_go(env, ring);
+    return handle;
   }
-  if (napi_create_object(env, &result) != napi_ok || napi_set_named_property(env, result, "handle", handle) != napi_ok ||
-      !support::SetNumber(env, result, "style", ring->style()) ||
-      !support::SetNumber(env, result, "threads", ring->threads())) {
-    support::ThrowPending(env, "ring: no result could be made");
-    return nullptr;
-  }
+  handle.TypeTag(&kHandleTag);
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("handle", handle);
+  result.Set("style", ring->style());
+  result.Set("threads", ring->threads());
   return result;
 }
 
-// Reads the handle and up to two further arguments. Null, with an exception pending, if that fails.
-Ring* GetRing(napi_env env, napi_callback_info info, size_t count, napi_value* values) {
-  size_t given = count;
-  void* data = nullptr;
-  if (napi_get_cb_info(env, info, &given, values, nullptr, nullptr) != napi_ok || given < count ||
-      napi_get_value_external(env, values[0], &data) != napi_ok) {
-    support::ThrowType(env, "expected a ring");
-    return nullptr;
-  }
-  return static_cast<Ring*>(data);
+// Null, with an exception pending, if the first argument is no ring.
+Ring* GetRing(const Napi::CallbackInfo& info) {
+  Ring* ring = support::GetHandle<Ring>(info[0], kHandleTag);
+  if (ring == nullptr) support::ThrowType(info.Env(), "expected a ring");
+  return ring;
 }
 
-Ring* GetOpenRing(napi_env env, napi_callback_info info, size_t count, napi_value* values) {
-  Ring* ring = GetRing(env, info, count, values);
+Napi::Value ThrowClosed(Napi::Env env) {
+  Napi::Error::New(env, "the ring is closed").ThrowAsJavaScriptException();
+  return env.Undefined();
+}
+
+// Null, with an exception pending, if the first argument is no open ring.
+Ring* GetOpenRing(const Napi::CallbackInfo& info) {
+  Ring* ring = GetRing(info);
   if (ring == nullptr || !ring->closing()) return ring;
-  napi_throw_error(env, nullptr, "the ring is closed");
+  ThrowClosed(info.Env());
   return nullptr;
 }
 
+// Bare, because a request at depth 1 pays for a call of its own: wrapped, it took 1.8 times as long (with nothing to
+// submit, 297 ns instead of 162 on a busy machine).
 napi_value Submit(napi_env env, napi_callback_info info) {
-  napi_value values[1];
-  Ring* ring = GetOpenRing(env, info, 1, values);
-  if (ring != nullptr) ring->Submit();
-  return nullptr;
-}
-
-napi_value AddFile(napi_env env, napi_callback_info info) {
-  napi_value values[2];
-  Ring* ring = GetOpenRing(env, info, 2, values);
-  if (ring == nullptr) return nullptr;
-  int fd;
-  if (napi_get_value_int32(env, values[1], &fd) != napi_ok || fd < 0) {
-    return support::ThrowType(env, "expected a file descriptor");
+  napi_value handle;
+  size_t count = 1;
+  void* data = nullptr;
+  bool is_ring = false;
+  if (napi_get_cb_info(env, info, &count, &handle, nullptr, nullptr) != napi_ok ||
+      napi_get_value_external(env, handle, &data) != napi_ok ||
+      napi_check_object_type_tag(env, handle, &kHandleTag, &is_ring) != napi_ok || !is_ring) {
+    return support::ThrowType(env, "expected a ring");
   }
-  napi_value result;
-  return napi_create_int32(env, ring->AddFile(fd), &result) == napi_ok ? result : nullptr;
-}
-
-napi_value RemoveFile(napi_env env, napi_callback_info info) {
-  napi_value values[2];
-  Ring* ring = GetRing(env, info, 2, values);
-  uint32_t slot;
-  if (ring != nullptr && napi_get_value_uint32(env, values[1], &slot) == napi_ok) ring->RemoveFile(slot);
+  auto* ring = static_cast<Ring*>(data);
+  if (ring->closing()) return ThrowClosed(env);
+  ring->Submit();
   return nullptr;
 }
 
-napi_value AddArena(napi_env env, napi_callback_info info) {
-  napi_value values[2];
-  Ring* ring = GetOpenRing(env, info, 2, values);
-  if (ring == nullptr) return nullptr;
+Napi::Value AddFile(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Ring* ring = GetOpenRing(info);
+  if (ring == nullptr) return env.Undefined();
+  int fd;
+  if (!support::GetDescriptor(info[1], &fd)) return support::ThrowType(env, "expected a file descriptor");
+  return Napi::Number::New(env, ring->AddFile(fd));
+}
+
+void RemoveFile(const Napi::CallbackInfo& info) {
+  Ring* ring = GetRing(info);
+  uint32_t slot;
+  if (ring != nullptr && support::GetUint32(info[1], &slot)) ring->RemoveFile(slot);
+}
+
+Napi::Value AddArena(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Ring* ring = GetOpenRing(info);
+  if (ring == nullptr) return env.Undefined();
   support::Bytes bytes;
-  if (!support::GetBytes(env, values[1], &bytes) || bytes.length == 0 || bytes.length > UINT32_MAX) {
+  if (!support::GetBytes(env, info[1], &bytes) || bytes.length == 0 || bytes.length > UINT32_MAX) {
     return support::ThrowType(env, "expected a Uint8Array of up to 4 GiB");
   }
-  napi_value result;
-  return napi_create_int32(env, ring->AddArena(values[1], bytes), &result) == napi_ok ? result : nullptr;
+  return Napi::Number::New(env, ring->AddArena(info[1].As<Napi::Object>(), bytes));
 }
 
-napi_value RemoveArena(napi_env env, napi_callback_info info) {
-  napi_value values[2];
-  Ring* ring = GetRing(env, info, 2, values);
+void RemoveArena(const Napi::CallbackInfo& info) {
+  Ring* ring = GetRing(info);
   uint32_t index;
-  if (ring != nullptr && napi_get_value_uint32(env, values[1], &index) == napi_ok) ring->RemoveArena(index);
-  return nullptr;
+  if (ring != nullptr && support::GetUint32(info[1], &index)) ring->RemoveArena(index);
 }
 
-napi_value Close(napi_env env, napi_callback_info info) {
-  napi_value values[1];
-  Ring* ring = GetRing(env, info, 1, values);
+void Close(const Napi::CallbackInfo& info) {
+  Ring* ring = GetRing(info);
   if (ring != nullptr) ring->BeginClose();
-  return nullptr;
 }
 
 }  // namespace
 
-bool Register(napi_env env, napi_value exports) {
-  const support::Method methods[] = {
-      {"create", Create},         {"submit", Submit},     {"addFile", AddFile},
-      {"removeFile", RemoveFile}, {"addArena", AddArena}, {"removeArena", RemoveArena},
-      {"close", Close},
-  };
-  return support::AddMethods(env, exports, methods) && RegisterFileFunctions(env, exports);
+void Register(Napi::Object exports) {
+  support::AddFunction<Create>(exports, "create");
+  support::AddBareFunction(exports, "submit", Submit);
+  support::AddFunction<AddFile>(exports, "addFile");
+  support::AddFunction<RemoveFile>(exports, "removeFile");
+  support::AddFunction<AddArena>(exports, "addArena");
+  support::AddFunction<RemoveArena>(exports, "removeArena");
+  support::AddFunction<Close>(exports, "close");
+  RegisterFileFunctions(exports);
 }
 
 }  // namespace holdfast::ring

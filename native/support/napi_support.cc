@@ -3,52 +3,37 @@
 #include <uv.h>
 
 #include <cmath>
-#include <cstdio>
-#include <cstring>
 
 namespace holdfast::support {
 
-void ThrowPending(napi_env env, const char* message) {
-  bool pending = false;
-  if (napi_is_exception_pending(env, &pending) == napi_ok && pending) return;
-  napi_throw_error(env, nullptr, message);
+Napi::Value ThrowType(Napi::Env env, const char* message) {
+  Napi::TypeError error = Napi::TypeError::New(env, message);
+  error.Set("code", "ERR_INVALID_ARG_TYPE");
+  error.ThrowAsJavaScriptException();
+  return env.Undefined();
 }
 
-napi_value ThrowType(napi_env env, const char* message) {
-  napi_throw_type_error(env, "ERR_INVALID_ARG_TYPE", message);
-  return nullptr;
-}
-
-napi_value MakeErrnoError(napi_env env, int error, const char* call) {
-  char name[64], description[128], text[256];
+Napi::Error MakeErrnoError(Napi::Env env, int error, const char* call) {
+  char name[64], description[128];
   uv_err_name_r(-error, name, sizeof name);
   uv_strerror_r(-error, description, sizeof description);
-  snprintf(text, sizeof text, "%s: %s", call, description);
-  napi_value code, message, result;
-  if (napi_create_string_utf8(env, name, NAPI_AUTO_LENGTH, &code) != napi_ok ||
-      napi_create_string_utf8(env, text, NAPI_AUTO_LENGTH, &message) != napi_ok ||
-      napi_create_error(env, code, message, &result) != napi_ok) {
-    return nullptr;
-  }
+  Napi::Error result = Napi::Error::New(env, std::string(call) + ": " + description);
+  result.Set("code", static_cast<const char*>(name));
   return result;
 }
 
-napi_value ThrowErrno(napi_env env, int error, const char* call) {
-  napi_value value = MakeErrnoError(env, error, call);
-  if (value == nullptr || napi_throw(env, value) != napi_ok) ThrowPending(env, call);
-  return nullptr;
+Napi::Value ThrowErrno(Napi::Env env, int error, const char* call) {
+  MakeErrnoError(env, error, call).ThrowAsJavaScriptException();
+  return env.Undefined();
 }
 
-bool AddMethods(napi_env env, napi_value exports, const Method* methods, size_t count) {
-  for (size_t i = 0; i < count; i++) {
-    napi_value function;
-    if (napi_create_function(env, methods[i].name, NAPI_AUTO_LENGTH, methods[i].callback, methods[i].data,
-                             &function) != napi_ok ||
-        napi_set_named_property(env, exports, methods[i].name, function) != napi_ok) {
-      return false;
-    }
+void AddBareFunction(Napi::Object object, const char* name, napi_callback callback) {
+  napi_value function;
+  if (napi_create_function(object.Env(), name, NAPI_AUTO_LENGTH, callback, nullptr, &function) != napi_ok) {
+    Napi::Error::New(object.Env()).ThrowAsJavaScriptException();
+    return;
   }
-  return true;
+  object.Set(name, function);
 }
 
 bool GetBytes(napi_env env, napi_value value, Bytes* bytes) {
@@ -62,38 +47,33 @@ bool GetBytes(napi_env env, napi_value value, Bytes* bytes) {
   return true;
 }
 
-bool GetSize(napi_env env, napi_value value, uint64_t* size) {
+bool GetSize(Napi::Value value, uint64_t* size) {
   constexpr double kLimit = 9007199254740992.0;  // 2^53
-  double number;
-  if (napi_get_value_double(env, value, &number) != napi_ok) return false;
+  if (!value.IsNumber()) return false;
+  const double number = value.As<Napi::Number>().DoubleValue();
   if (!(number >= 0) || number >= kLimit || std::floor(number) != number) return false;
   *size = static_cast<uint64_t>(number);
   return true;
 }
 
-bool GetString(napi_env env, napi_value value, char* buffer, size_t capacity) {
+bool GetUint32(Napi::Value value, uint32_t* number) {
+  if (!value.IsNumber()) return false;
+  *number = value.As<Napi::Number>().Uint32Value();
+  return true;
+}
+
+bool GetDescriptor(Napi::Value value, int* fd) {
+  if (!value.IsNumber()) return false;
+  *fd = value.As<Napi::Number>().Int32Value();
+  return *fd >= 0;
+}
+
+bool GetString(Napi::Value value, size_t capacity, std::string* text) {
+  // The bare call tells the length before there is a copy.
   size_t length = 0;
-  if (napi_get_value_string_utf8(env, value, nullptr, 0, &length) != napi_ok || length >= capacity) return false;
-  if (napi_get_value_string_utf8(env, value, buffer, capacity, &length) != napi_ok) return false;
-  return memchr(buffer, 0, length) == nullptr;
-}
-
-bool SetString(napi_env env, napi_value object, const char* name, const char* value) {
-  napi_value text;
-  return napi_create_string_utf8(env, value, NAPI_AUTO_LENGTH, &text) == napi_ok &&
-         napi_set_named_property(env, object, name, text) == napi_ok;
-}
-
-bool SetNumber(napi_env env, napi_value object, const char* name, double value) {
-  napi_value number;
-  return napi_create_double(env, value, &number) == napi_ok &&
-         napi_set_named_property(env, object, name, number) == napi_ok;
-}
-
-bool SetBoolean(napi_env env, napi_value object, const char* name, bool value) {
-  napi_value boolean;
-  return napi_get_boolean(env, value, &boolean) == napi_ok &&
-         napi_set_named_property(env, object, name, boolean) == napi_ok;
+  if (napi_get_value_string_utf8(value.Env(), value, nullptr, 0, &length) != napi_ok || length >= capacity) return false;
+  *text = value.As<Napi::String>().Utf8Value();
+  return text->find('\0') == std::string::npos;
 }
 
 }  // namespace holdfast::support
