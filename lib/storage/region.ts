@@ -54,8 +54,14 @@ function checkOptions(path: string, sizeBytes: number | undefined, create: boole
   if (path === '' || path.includes('\0') || Buffer.byteLength(path) > 4095) {
     throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', 'the path of a region has 1 to 4095 bytes and no NUL');
   }
-  if (sizeBytes !== undefined && (!Number.isSafeInteger(sizeBytes) || sizeBytes < 1)) {
+  if (sizeBytes !== undefined && (!Number.isInteger(sizeBytes) || sizeBytes < 1)) {
     throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `a region has at least one byte, not ${sizeBytes}`);
+  }
+  if (sizeBytes !== undefined && sizeBytes > regionBytesMax) {
+    throw new HoldfastError(
+      'ERR_HOLDFAST_OUT_OF_RANGE',
+      `a region has at most ${regionBytesMax} bytes, not ${sizeBytes}`,
+    );
   }
   if (sizeBytes === undefined && create) {
     throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', 'a region that is created needs a size; give sizeBytes');

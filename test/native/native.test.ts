@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { type NativeRingHandle, native } from '../../lib/native.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 let folder: string;
@@ -38,4 +39,24 @@ test('a prebuilt addon is loaded, and a local build goes before it', () => {
   mkdirSync(local, { recursive: true });
   cpSync(join(root, 'package.json'), join(local, 'holdfast.node'));
   expect(loadThere()).toMatch(/^ERR_HOLDFAST_NATIVE_MISSING .*build\/Release\/holdfast\.node/);
+});
+
+test('a handle is taken only by the folder that it comes from', async () => {
+  const { region, ring } = native();
+  const memory = new Uint8Array(new SharedArrayBuffer(64 + 40));
+  const { handle: ringHandle } = ring.create(memory, 1, 0, 1, () => {});
+  const { handle: regionHandle } = await region.open(join(folder, 'region'), 4096, 4096, true);
+  const refused = expect.objectContaining({ code: 'ERR_INVALID_ARG_TYPE' });
+  for (const wrong of [regionHandle, {}, undefined, 1] as NativeRingHandle[]) {
+    expect(() => ring.submit(wrong)).toThrow(refused);
+    expect(() => ring.addFile(wrong, 0)).toThrow(refused);
+    expect(() => ring.close(wrong)).toThrow(refused);
+  }
+  for (const wrong of [ringHandle, {}, undefined, 1] as object[]) {
+    expect(() => region.persistDirect(wrong, 0, 1)).toThrow(refused);
+    expect(() => region.close(wrong)).toThrow(refused);
+  }
+  region.close(regionHandle);
+  ring.close(ringHandle!);
+  expect(() => ring.submit(ringHandle!)).toThrow(/closed/);
 });

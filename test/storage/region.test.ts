@@ -110,7 +110,7 @@ describe('opening', () => {
       'more than one buffer can be',
       () => openRegion(path, { sizeBytes: regionBytesMax + 1, create: true }),
       'ERR_HOLDFAST_OUT_OF_RANGE',
-      /too large/,
+      /at most/,
     ],
   ])('refuses %s, and leaves no file', async (_, open, code, message) => {
     const error = await open().catch((error: unknown) => error);
