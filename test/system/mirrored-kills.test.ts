@@ -37,10 +37,10 @@ async function expectNothingLost(cluster: Cluster, load: StampedLoad): Promise<v
 }
 
 describe('nothing that was acknowledged is lost', () => {
-  test(
-    `when each server is killed ${killsOfEach} times under load`,
-    async () => {
-      await using cluster = await Cluster.running({ sizeBytes: SIZE_BYTES, leaseMs: 1500 });
+  test.each(NODES)(
+    `when each server is killed ${killsOfEach} times under load, and %s may go on alone`,
+    async (preferred) => {
+      await using cluster = await Cluster.running({ sizeBytes: SIZE_BYTES, leaseMs: 1500, onLostPeer: { preferred } });
       const load = new StampedLoad(cluster, { blocks: 256, depth: 4 });
       const left = { a: killsOfEach, b: killsOfEach };
       let together = 0;
@@ -56,7 +56,11 @@ describe('nothing that was acknowledged is lost', () => {
       }
       await expectNothingLost(cluster, load);
       const { acknowledged, reads, lost } = load;
-      console.log(`${killsOfEach} kills of each, ${together} of both together`, { acknowledged, reads, lost });
+      console.log(`${killsOfEach} kills of each, ${together} of both together, ${preferred} preferred`, {
+        acknowledged,
+        reads,
+        lost,
+      });
       for (const node of NODES) expect(acknowledged[node]).toBeGreaterThan(100);
     },
     60_000 + killsOfEach * 60_000,
