@@ -85,17 +85,27 @@ function count(folder) {
   return readdirSync(folder).length;
 }
 
+/** How many descriptors and threads the process has, once that has not changed for a while. */
+async function settled() {
+  let counts = [];
+  for (let same = 0; same < 20; same++) {
+    await setTimeout(10);
+    const now = [count('/proc/self/fd'), count('/proc/self/task')];
+    if (now.some((value, index) => value !== counts[index])) same = 0;
+    counts = now;
+  }
+  return counts;
+}
+
 async function close(engine) {
   const cycle = async () => {
     openRing({ engine, threads: 3 }).close();
     await setTimeout(1);
   };
   await cycle();
-  const before = [count('/proc/self/fd'), count('/proc/self/task')];
+  const before = await settled();
   for (let round = 0; round < 50; round++) await cycle();
-  await setTimeout(50);
-  const after = [count('/proc/self/fd'), count('/proc/self/task')];
-  console.log(JSON.stringify({ before, after }));
+  console.log(JSON.stringify({ before, after: await settled() }));
 }
 
 if (isMainThread) {
