@@ -50,8 +50,10 @@ export class PayloadPool {
   #closed = false;
   /** By power of two. */
   readonly #free: PooledLease[][] = [];
-  /** First come, first served; one entry for each connection at most. */
-  readonly #waiting = new Set<() => void>();
+  /** First come, first served: who waits, for how many bytes. One entry for each connection at most. */
+  readonly #waiting = new Map<() => void, number>();
+  /** Whose turn it is. */
+  #turn: (() => void) | undefined;
 
   constructor(limitBytes: number) {
     this.limitBytes = limitBytes;
@@ -64,11 +66,16 @@ export class PayloadPool {
     return this.#usedBytes;
   }
 
-  /** Undefined if the bound is reached: `wait`, then try again. */
-  tryLease(length: number): PayloadLease | undefined {
+  /** Undefined if the bound is reached or others wait: `retry` is called when it is time to ask once more. */
+  lease(length: number, retry: () => void): PayloadLease | undefined {
     const order = 32 - Math.clz32(Math.max(length, SMALLEST_BYTES) - 1);
     const bytes = 2 ** order;
-    if (this.#usedBytes + bytes > this.limitBytes) return undefined;
+    const mayGo = this.#waiting.size === 0 || this.#turn === retry;
+    if (!mayGo || this.#usedBytes + bytes > this.limitBytes) {
+      this.#waiting.set(retry, bytes);
+      return undefined;
+    }
+    this.#turn = undefined;
     this.#usedBytes += bytes;
     this.#free[order] ??= [];
     const home = this.#free[order];
@@ -83,13 +90,9 @@ export class PayloadPool {
     return lease;
   }
 
-  /** Calls back once, when a lease has been given back. */
-  wait(retry: () => void): void {
-    this.#waiting.add(retry);
-  }
-
+  /** Gives up its place in the line. */
   forget(retry: () => void): void {
-    this.#waiting.delete(retry);
+    if (this.#waiting.delete(retry)) this.#serve();
   }
 
   takeBack(lease: PooledLease): void {
@@ -102,11 +105,17 @@ export class PayloadPool {
       lease.home.push(lease);
     } else lease.backing.release();
     if (this.#closed) this.#letGo();
-    for (const retry of this.#waiting) {
+    this.#serve();
+  }
+
+  /** The first in line may have to wait for much: those behind it wait too, or it would wait for ever. */
+  #serve(): void {
+    for (const [retry, bytes] of this.#waiting) {
+      if (this.#usedBytes + bytes > this.limitBytes) return;
       this.#waiting.delete(retry);
+      this.#turn = retry;
       retry();
-      // Whoever asked again goes to the end of the line, and there is nothing left for those behind it.
-      if (this.#waiting.has(retry)) return;
+      this.#turn = undefined;
     }
   }
 

@@ -12,9 +12,16 @@ const BIGGEST_SLAB_BYTES = 256 * 1024;
 /** Up to here a copy is cheaper than one more buffer in the write. */
 const COPY_LIMIT_BYTES = 16 * 1024;
 
+export interface ReplyWriterEvents {
+  /** The connection takes no more for now. */
+  onBlocked(): void;
+  /** Payloads have gone and were given back. */
+  onReclaimed(): void;
+}
+
 export class ReplyWriter {
   readonly #connection: Connection;
-  readonly #onBlocked: () => void;
+  readonly #events: ReplyWriterEvents;
   #chunks: Uint8Array[] = [];
   #slab = new Uint8Array(0);
   /** The part of the slab that is not yet in `#chunks`. */
@@ -32,10 +39,14 @@ export class ReplyWriter {
     this.flush();
   };
 
-  /** `onBlocked`: the connection takes no more for now. */
-  constructor(connection: Connection, onBlocked: () => void) {
+  readonly #gone = (): void => {
+    this.reclaim();
+    this.#events.onReclaimed();
+  };
+
+  constructor(connection: Connection, events: ReplyWriterEvents) {
     this.#connection = connection;
-    this.#onBlocked = onBlocked;
+    this.#events = events;
   }
 
   /** Room for `count` bytes of a header, to be filled at once. Returns where in `slab` they begin. */
@@ -86,7 +97,8 @@ export class ReplyWriter {
     const chunks = this.#chunks;
     if (chunks.length > 0) {
       this.#chunks = [];
-      if (!this.#connection.write(chunks)) this.#onBlocked();
+      // Others may wait for the payloads' memory, so it matters when they have gone; slabs can wait for the next flush.
+      if (!this.#connection.write(chunks, this.#sent.length > 0 ? this.#gone : undefined)) this.#events.onBlocked();
     }
     this.reclaim();
   }

@@ -56,8 +56,6 @@ export interface ConnectionHost {
   readonly clock: Clock;
   readonly limits: ConnectionLimits;
   readonly pool: PayloadPool;
-  /** Gives back what has been sent on any connection. */
-  reclaim(): void;
   find(name: string): { readonly nbdExport: NbdExport; readonly stats: MutableStats } | undefined;
   onClosed(connection: ServerConnection, dropped: string | undefined): void;
 }
@@ -143,8 +141,13 @@ export class ServerConnection implements ConnectionHandler {
     this.#connection = connection;
     this.#negotiation = negotiation;
     this.#current = new Operation(this);
-    this.#writer = new ReplyWriter(connection, () => {
-      this.#outputBlocked = true;
+    this.#writer = new ReplyWriter(connection, {
+      onBlocked: () => {
+        this.#outputBlocked = true;
+      },
+      onReclaimed: () => {
+        if (this.#phase === 'admission') this.#advance();
+      },
     });
   }
 
@@ -171,10 +174,6 @@ export class ServerConnection implements ConnectionHandler {
 
   destroy(reason: string): void {
     this.#drop(reason);
-  }
-
-  reclaim(): void {
-    this.#writer.reclaim();
   }
 
   onData(chunk: Uint8Array): void {
@@ -320,16 +319,10 @@ export class ServerConnection implements ConnectionHandler {
     if (this.#inFlight >= limits.maxRequests || this.#waitsForPool) return false;
     const carriesPayload = request.command === Command.read || request.command === Command.write;
     if (carriesPayload && request.length > 0) {
-      this.#writer.reclaim();
       if (this.#inFlightBytes + this.#writer.sentBytes + request.length > limits.maxBytes) return false;
-      request.lease = pool.tryLease(request.length);
-      if (request.lease === undefined) {
-        this.#host.reclaim();
-        request.lease = pool.tryLease(request.length);
-      }
+      request.lease = pool.lease(request.length, this.#retry);
       if (request.lease === undefined) {
         this.#waitsForPool = true;
-        pool.wait(this.#retry);
         return false;
       }
       this.#inFlightBytes += request.length;
@@ -361,6 +354,7 @@ export class ServerConnection implements ConnectionHandler {
     const { errno, message } = this.#refusal!;
     this.#phase = 'header';
     this.#replyError(this.#current, errno, message);
+    this.#endIfIdle();
     return true;
   }
 

@@ -91,7 +91,7 @@ export class NbdServer implements AsyncDisposable {
   readonly #connections = new Map<ServerConnection, string>();
   readonly #host: ConnectionHost;
   readonly #pool: PayloadPool;
-  #listener: Listener | undefined;
+  #listening: Promise<Listener> | undefined;
   #accepted = 0;
   #dropped = 0;
   /** Called whenever a connection is gone. */
@@ -116,9 +116,6 @@ export class NbdServer implements AsyncDisposable {
         maxBytes: this.#limits.maxBytesPerConnection,
       },
       pool: this.#pool,
-      reclaim: () => {
-        for (const connection of this.#connections.keys()) connection.reclaim();
-      },
       find: (name) => this.#exports.get(name),
       onClosed: (connection, dropped) => this.#onClosed(connection, dropped),
     };
@@ -130,17 +127,24 @@ export class NbdServer implements AsyncDisposable {
    */
   async listen(): Promise<Address> {
     this.#assertOpen();
-    if (this.#listener !== undefined)
+    if (this.#listening !== undefined)
       throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', 'the NBD server listens already; call listen() once');
     const { socketMode } = this.#options;
     const options = {
       maxConnections: this.#limits.maxConnections,
       ...(socketMode === undefined ? {} : { socketMode }),
     };
-    this.#listener = await this.#environment.network.listen(this.#address, options, (connection) =>
+    this.#listening = this.#environment.network.listen(this.#address, options, (connection) =>
       this.#accept(connection),
     );
-    return this.#listener.address;
+    try {
+      const { address } = await this.#listening;
+      this.#assertOpen();
+      return address;
+    } catch (error) {
+      this.#listening = undefined;
+      throw error;
+    }
   }
 
   /** Exports a device. The server does not close it. Throws ERR_HOLDFAST_BAD_ARGUMENT if the name is taken or no name. */
@@ -186,7 +190,8 @@ export class NbdServer implements AsyncDisposable {
    */
   close(): Promise<void> {
     this.#closing ??= (async () => {
-      await this.#listener?.close();
+      const listener = await this.#listening?.catch(() => undefined);
+      await listener?.close();
       await this.#endConnections(() => true);
       this.#pool.close();
     })();

@@ -16,6 +16,7 @@ export class FakeConnection implements Connection {
   ended = false;
   destroyed = false;
   #written: Uint8Array[] = [];
+  #waiting: (() => void)[] = [];
   #handler: ConnectionHandler | undefined;
   #wantsDrain = false;
 
@@ -23,7 +24,9 @@ export class FakeConnection implements Connection {
     this.#handler = handler;
   }
 
-  write(chunks: readonly Uint8Array[]): boolean {
+  write(chunks: readonly Uint8Array[], onGone: () => void = () => {}): boolean {
+    if (this.destroyed || this.taking) queueMicrotask(onGone);
+    else this.#waiting.push(onGone);
     if (this.destroyed) return false;
     for (const chunk of chunks) {
       this.#written.push(chunk.slice());
@@ -61,6 +64,7 @@ export class FakeConnection implements Connection {
   drain(): void {
     this.taking = true;
     this.bufferedBytes = 0;
+    for (const onGone of this.#waiting.splice(0)) onGone();
     if (!this.#wantsDrain) return;
     this.#wantsDrain = false;
     this.#handler!.onDrain();

@@ -448,6 +448,58 @@ describe('what is in flight', () => {
     expect(server.statistics().payloadBytes).toBe(0);
   });
 
+  test('a long payload is not overtaken without end by short ones', async () => {
+    const limits = { maxPayloadBytes: 2 * MIB, maxBytesPerConnection: 4 * MIB, maxBytes: 4 * MIB };
+    const { environment, device } = await scene({ limits });
+    const [busy, long] = [await transmitting(environment), await transmitting(environment)];
+    const short = request({ command: Command.read, length: MIB });
+    busy.receive(Buffer.concat(Array.from({ length: 20 }, () => short)));
+    long.receive(request({ command: Command.read, length: 2 * MIB }));
+    const served: number[] = [];
+    for (let round = 0; round < 8; round += 1) {
+      served.push(device.succeed().length / MIB);
+      await settle();
+    }
+    // Two short ones make room for the long one; those behind it wait.
+    expect(served).toEqual([1, 1, 1, 1, 2, 1, 1, 1]);
+  });
+
+  test('who waits for memory goes on as soon as replies of others have left, and not only when someone asks', async () => {
+    const limits = { maxPayloadBytes: MIB, maxBytesPerConnection: 2 * MIB, maxBytes: 2 * MIB };
+    const { environment, device } = await scene({ limits });
+    const slow = [await transmitting(environment), await transmitting(environment)];
+    for (const client of slow) {
+      client.taking = false;
+      // Short enough not to fill the connection, whose draining would be told of.
+      client.receive(request({ command: Command.read, length: MIB - 4096 }));
+      device.succeed();
+      await settle();
+    }
+    const waiting = await transmitting(environment);
+    waiting.receive(request({ command: Command.read, length: MIB }));
+    expect(device.requests).toEqual([]);
+    slow[0]!.drain();
+    await settle();
+    expect(device.requests).toHaveLength(1);
+  });
+
+  test('a client that waits for memory and goes away does not hold up those behind it', async () => {
+    const limits = { maxPayloadBytes: 2 * MIB, maxBytesPerConnection: 4 * MIB, maxBytes: 4 * MIB };
+    const { environment, device } = await scene({ limits });
+    const [busy, long, behind] = [
+      await transmitting(environment),
+      await transmitting(environment),
+      await transmitting(environment),
+    ];
+    for (let count = 0; count < 3; count += 1) busy.receive(request({ command: Command.read, length: MIB }));
+    long.receive(request({ command: Command.read, length: 2 * MIB }));
+    behind.receive(request({ command: Command.read, length: MIB }));
+    expect(device.requests).toHaveLength(3);
+    long.vanish();
+    await settle();
+    expect(device.requests).toHaveLength(4);
+  });
+
   test('a payload is not used again before it has left', async () => {
     const { environment, server, device } = await scene();
     const client = await transmitting(environment);
@@ -484,6 +536,49 @@ describe('closing', () => {
     expect(environment.arrive().destroyed).toBe(true);
     await server.close();
     await expect(server.listen()).rejects.toMatchObject({ code: 'ERR_HOLDFAST_CLOSED' });
+  });
+
+  test('in the middle of a write that was refused ends the connection with the answer', async () => {
+    const { environment, server } = await scene({ more: { readOnly: true } });
+    const client = await transmitting(environment);
+    const refused = write(0, new Uint8Array(4096), 1);
+    client.receive(refused.subarray(0, 100));
+    const closing = server.close();
+    await settle();
+    expect(client.ended).toBe(false);
+    client.receive(refused.subarray(100));
+    await settle();
+    expect(replies(client)).toEqual(['1: EPERM the export is read-only']);
+    expect(client.ended).toBe(true);
+    client.vanish();
+    await closing;
+  });
+
+  test('while it is about to listen leaves no listener behind', async () => {
+    let closed = 0;
+    const environment = fakeEnvironment();
+    const { network } = environment;
+    const slow = {
+      ...environment,
+      network: {
+        ...network,
+        listen: async (...asked: Parameters<typeof network.listen>) => {
+          const listener = await network.listen(...asked);
+          await settle();
+          const close = async () => {
+            closed += 1;
+          };
+          return { ...listener, close };
+        },
+      },
+    };
+    const server = new NbdServer({ environment: slow, address });
+    const listening = server.listen();
+    await expect(server.listen()).rejects.toMatchObject({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
+    const closing = server.close();
+    await expect(listening).rejects.toMatchObject({ code: 'ERR_HOLDFAST_CLOSED' });
+    await closing;
+    expect(closed).toBe(1);
   });
 
   test('does not wait for a device that hangs longer than it may', async () => {
