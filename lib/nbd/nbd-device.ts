@@ -285,7 +285,8 @@ class Link implements ConnectionHandler {
   #inFlight = 0;
   #bytesInFlight = 0;
   #waiting: Pending[] = [];
-  #out: Uint8Array[] = [];
+  /** Begun, and on the wire after this turn of the event loop. */
+  #out: Pending[] = [];
   #flushScheduled = false;
   /** Why the connection is of no more use. */
   #broken: HoldfastError | undefined;
@@ -295,8 +296,14 @@ class Link implements ConnectionHandler {
     this.#flushScheduled = false;
     const out = this.#out;
     this.#out = [];
+    const chunks: Uint8Array[] = [];
+    for (const pending of out) {
+      // A header whose payload does not follow would make the server take what comes next for it.
+      if (isGone(pending)) this.#finish(pending);
+      else chunks.push(...this.#encode(pending));
+    }
     // What write answers need not be looked at: what is queued is bounded by the requests in flight.
-    if (this.#broken === undefined) this.#connection.write(out);
+    if (this.#broken === undefined && chunks.length > 0) this.#connection.write(chunks);
   };
 
   constructor(connection: Connection, clock: Clock, limits: LinkLimits, name: string) {
@@ -446,14 +453,23 @@ class Link implements ConnectionHandler {
     pending.slot = slot;
     this.#inFlight += 1;
     this.#bytesInFlight += payloadOf(pending);
-    const header = new Uint8Array(REQUEST_HEADER_BYTES);
-    const { flags, command, offset, length } = pending;
-    encodeRequest(header, 0, { flags, command, offset, length, cookieHigh: turn, cookieLow: slot });
-    this.#out.push(header);
-    if (command === Command.write) this.#out.push(pending.buffer!);
+    this.#out.push(pending);
     if (this.#flushScheduled) return;
     this.#flushScheduled = true;
     queueMicrotask(this.#flush);
+  }
+
+  #encode({ flags, command, offset, length, buffer, slot }: Pending): Uint8Array[] {
+    const header = new Uint8Array(REQUEST_HEADER_BYTES);
+    encodeRequest(header, 0, {
+      flags,
+      command,
+      offset,
+      length,
+      cookieHigh: this.#turns[slot]!,
+      cookieLow: slot,
+    });
+    return command === Command.write ? [header, buffer!] : [header];
   }
 
   #wait(pending: Pending): void {
@@ -477,7 +493,8 @@ class Link implements ConnectionHandler {
     this.#freeSlots.push(pending.slot);
     this.#inFlight -= 1;
     this.#bytesInFlight -= payloadOf(pending);
-    if (pending.errno === 0) pending.resolve();
+    if (isGone(pending)) pending.reject(bufferGone(this.#name, pending));
+    else if (pending.errno === 0) pending.resolve();
     else pending.reject(errorOf(this.#name, pending));
     this.#startWaiting();
   }
@@ -511,6 +528,19 @@ const NO_RANGE = { flags: 0, offset: 0, length: 0 } as const;
 
 function payloadOf(pending: Pending): number {
   return pending.buffer === undefined ? 0 : pending.length;
+}
+
+/** The caller's buffer was transferred away, or resized. */
+function isGone(pending: Pending): boolean {
+  return pending.buffer !== undefined && pending.buffer.length !== pending.length;
+}
+
+function bufferGone(name: string, { length, offset }: Pending): HoldfastError {
+  return nbdError(
+    'ERR_HOLDFAST_BAD_ARGUMENT',
+    `${name}: the buffer of a request of ${length} bytes at ${offset} was transferred away or resized meanwhile; ` +
+      'keep it as it is until the promise has settled',
+  );
 }
 
 function nbdError(code: HoldfastErrorCode, message: string): HoldfastError {

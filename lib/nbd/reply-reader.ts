@@ -31,7 +31,7 @@ export interface AwaitedReply {
   readonly command: number;
   readonly offset: number;
   readonly length: number;
-  /** A read's. */
+  /** A read's. If it is no longer as long as the request, it was taken away, and the data is thrown away. */
   readonly buffer: Uint8Array | undefined;
   /** The parts of a read that have come, as offsets in the buffer: sorted, apart. Kept by the reader. */
   readonly parts: { start: number; end: number }[];
@@ -162,7 +162,7 @@ export class ReplyReader {
     if (length === 0) return 'it sent a hole of no length';
     const wrong = cover(reply, start, length);
     if (wrong !== undefined) return wrong;
-    reply.buffer!.fill(0, start, start + length);
+    if (reply.buffer!.length === reply.length) reply.buffer!.fill(0, start, start + length);
     return this.#finishChunk();
   }
 
@@ -176,9 +176,12 @@ export class ReplyReader {
   }
 
   #onData(): string {
-    const buffer = this.#reply!.buffer!;
-    const target = this.#end === buffer.length ? buffer : buffer.subarray(0, this.#end);
-    this.#position += this.#queue.moveInto(target, this.#position);
+    const { buffer, length } = this.#reply!;
+    if (buffer!.length !== length) this.#position += this.#queue.skip(this.#end - this.#position);
+    else {
+      const target = this.#end === length ? buffer! : buffer!.subarray(0, this.#end);
+      this.#position += this.#queue.moveInto(target, this.#position);
+    }
     return this.#position === this.#end ? this.#finishChunk() : 'wait';
   }
 

@@ -235,6 +235,39 @@ describe('connecting to an NBD server', () => {
 });
 
 describe('what a server answers', () => {
+  test('buffers that are transferred away fail their own requests, and nothing else', async () => {
+    const { device, environment } = await connected();
+    const gone = (bytes: Uint8Array<ArrayBuffer>) => structuredClone(bytes.buffer, { transfer: [bytes.buffer] });
+    const failed = expect.objectContaining({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
+    const kept = new Uint8Array(4);
+    const lost = [new Uint8Array(512), new Uint8Array(4), new Uint8Array(4)] as const;
+    const writing = expect(device.write(0, lost[0])).rejects.toEqual(failed);
+    const reading = [device.read(8, lost[1]), device.read(16, lost[2]), device.read(24, kept)];
+    const outcomes = Promise.allSettled(reading);
+    gone(lost[0]);
+    await writing;
+    const sent = environment.outgoing.takeWritten();
+    expect(sent).toHaveLength(3 * 28);
+    const cookies = [0, 28, 56].map((at) => ({ cookieHigh: readU32(sent, at + 8), cookieLow: readU32(sent, at + 12) }));
+    environment.outgoing.receive(dataChunk(cookies[0]!, 8, Uint8Array.of(1, 2, 3, 4)).subarray(0, 30));
+    gone(lost[1]);
+    gone(lost[2]);
+    environment.outgoing.receive(Uint8Array.of(3, 4));
+    const hole = new Uint8Array(32);
+    encodeChunkHeader(hole, 0, cookies[1]!, { type: Chunk.offsetHole, done: true, payloadBytes: 12 });
+    writeU64(hole, 20, 16);
+    writeU32(hole, 28, 4);
+    environment.outgoing.receive(hole);
+    environment.outgoing.receive(dataChunk(cookies[2]!, 24, Uint8Array.of(5, 6, 7, 8)));
+    const [first, second, third] = await outcomes;
+    expect([first, second]).toMatchObject([
+      { status: 'rejected', reason: { code: 'ERR_HOLDFAST_BAD_ARGUMENT' } },
+      { status: 'rejected', reason: { code: 'ERR_HOLDFAST_BAD_ARGUMENT' } },
+    ]);
+    expect(third!.status).toBe('fulfilled');
+    expect([...kept]).toEqual([5, 6, 7, 8]);
+  });
+
   test('a read may come in pieces, in any order, with holes', async () => {
     const { device, environment } = await connected();
     const bytes = new Uint8Array(16).fill(9);
