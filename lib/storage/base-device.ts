@@ -14,6 +14,7 @@ import type {
   WriteOptions,
   WriteZeroesOptions,
 } from './block-device.ts';
+import { InFlight } from './in-flight.ts';
 
 /** Throws unless the range is whole bytes inside the device. */
 export function checkRange(device: string, sizeBytes: number, offset: number, length: number): void {
@@ -67,9 +68,8 @@ export abstract class BaseDevice implements BlockDevice {
   readonly name: string;
   readonly readOnly: boolean;
   protected readonly counted: CountedStats = newStats();
-  #inFlight = 0;
+  readonly #inFlight = new InFlight();
   #closing: Promise<void> | undefined;
-  #idle: (() => void) | undefined;
 
   protected constructor(name: string, readOnly: boolean) {
     this.name = name;
@@ -137,11 +137,7 @@ export abstract class BaseDevice implements BlockDevice {
   }
 
   async #close(): Promise<void> {
-    if (this.#inFlight > 0) {
-      await new Promise<void>((resolve) => {
-        this.#idle = resolve;
-      });
-    }
+    await this.#inFlight.drained();
     await this.performClose();
   }
 
@@ -156,15 +152,14 @@ export abstract class BaseDevice implements BlockDevice {
   }
 
   async #run(work: Promise<void>): Promise<void> {
-    this.#inFlight++;
+    this.#inFlight.enter();
     try {
       await work;
     } catch (error) {
       this.counted.errors++;
       throw error;
     } finally {
-      this.#inFlight--;
-      if (this.#inFlight === 0) this.#idle?.();
+      this.#inFlight.leave();
     }
   }
 }

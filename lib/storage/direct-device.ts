@@ -26,6 +26,8 @@ import type {
   WriteOptions,
   WriteZeroesOptions,
 } from './block-device.ts';
+import { blockFolder } from './identity.ts';
+import { InFlight } from './in-flight.ts';
 import { arenaOf, type IoLease, IoMemory } from './io-memory.ts';
 import {
   type EngineReport,
@@ -144,9 +146,9 @@ export class DirectDevice implements BlockDevice {
   readonly #memoryMask: number;
   readonly #stats: CountedStats = newStats();
   readonly #freeRequests: DeviceRequest[] = [];
-  #inFlight = 0;
+  /** Operations, and requests of several steps. */
+  readonly #inFlight = new InFlight();
   #closing: Promise<void> | undefined;
-  #idle: (() => void) | undefined;
   #flushFailure: HoldfastError | undefined;
   readonly #flushes = new SharedRun(() => this.#flushNow());
   /** Range operations that the device has been found not to do. */
@@ -183,7 +185,7 @@ export class DirectDevice implements BlockDevice {
 
   /** Through the page cache: a write with force unit access could be told of the failure that is another flush's. */
   #writeThenFlush(offset: number, buffer: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
-    return this.#hold(async () => {
+    return this.#inFlight.hold(async () => {
       await this.#transfer(RingOperation.write, offset, buffer, signal);
       await this.#flushes.run();
     });
@@ -192,7 +194,7 @@ export class DirectDevice implements BlockDevice {
   async flush(options?: IoOptions): Promise<void> {
     this.#admit(RingOperation.read, 0, 0, options?.signal);
     if (this.#flushFailure !== undefined) throw this.#flushFailed();
-    if (!this.readOnly) await this.#hold(() => this.#flushes.run());
+    if (!this.readOnly) await this.#inFlight.hold(() => this.#flushes.run());
     this.#stats.flushes++;
   }
 
@@ -204,13 +206,17 @@ export class DirectDevice implements BlockDevice {
   async discard(offset: number, length: number, options?: IoOptions): Promise<void> {
     this.#admit(RingOperation.write, offset, length, options?.signal);
     const operation = this.#opened.isBlockDevice ? RingOperation.blockDiscard : RingOperation.punchHole;
-    if (this.geometry.discard) await this.#hold(() => this.#tryRange(operation, offset, length));
+    if (this.geometry.discard) {
+      await this.#inFlight.hold(async () => {
+        await this.#tryRange(operation, offset, length);
+      });
+    }
     this.#stats.discards++;
   }
 
   async writeZeroes(offset: number, length: number, options?: WriteZeroesOptions): Promise<void> {
     this.#admit(RingOperation.write, offset, length, options?.signal);
-    await this.#hold(async () => {
+    await this.#inFlight.hold(async () => {
       await this.#zero(offset, length, options?.mayUnmap ?? true);
       if (options?.fua === true) await this.#flushes.run();
     });
@@ -232,11 +238,7 @@ export class DirectDevice implements BlockDevice {
   }
 
   async #close(): Promise<void> {
-    if (this.#inFlight > 0) {
-      await new Promise<void>((resolve) => {
-        this.#idle = resolve;
-      });
-    }
+    await this.#inFlight.drained();
     this.#ring.removeFile(this.#slot);
     await this.#opened.handle.close();
   }
@@ -269,21 +271,6 @@ export class DirectDevice implements BlockDevice {
         'check the device, open it again and restore from another copy',
       { cause: this.#flushFailure },
     );
-  }
-
-  /** Keeps `close` waiting while a request of several steps is on its way. */
-  async #hold(work: () => Promise<unknown>): Promise<void> {
-    this.#inFlight++;
-    try {
-      await work();
-    } finally {
-      this.#letGo();
-    }
-  }
-
-  #letGo(): void {
-    this.#inFlight--;
-    if (this.#inFlight === 0) this.#idle?.();
   }
 
   // ── Reads and writes ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -328,7 +315,7 @@ export class DirectDevice implements BlockDevice {
     buffer: Uint8Array,
     signal: AbortSignal | undefined,
   ): Promise<void> {
-    await this.#hold(async () => {
+    await this.#inFlight.hold(async () => {
       if (copyMemory().usage().waiting >= maxCopiesWaiting) throw this.#tooManyCopies();
       const lease = await this.#leaseFor(operation, offset, buffer, signal);
       await this.#submit(this.#copyRequest(operation, offset, buffer, lease), signal);
@@ -337,7 +324,7 @@ export class DirectDevice implements BlockDevice {
 
   /** A few pieces at a time. Waits for all of them even if one fails: the buffer is the caller's again afterwards. */
   #transferInPieces(operation: number, offset: number, buffer: Uint8Array): Promise<void> {
-    return this.#hold(async () => {
+    return this.#inFlight.hold(async () => {
       if (copyMemory().usage().waiting >= maxCopiesWaiting) throw this.#tooManyCopies();
       const length = buffer.byteLength;
       let next = 0;
@@ -470,7 +457,7 @@ export class DirectDevice implements BlockDevice {
     const promise = new Promise<void>(pickUp);
     request.resolve = lastResolve;
     request.reject = lastReject;
-    this.#inFlight++;
+    this.#inFlight.enter();
     const sent = this.#ring.submit(request);
     if (!sent && signal !== undefined) {
       request.signal = signal;
@@ -513,7 +500,7 @@ export class DirectDevice implements BlockDevice {
     request.resolve = nothing;
     request.reject = nothing;
     this.#freeRequests.push(request);
-    this.#letGo();
+    this.#inFlight.leave();
   }
 
   #count(operation: number, length: number): void {
@@ -728,11 +715,10 @@ function lock(path: string, handle: FileHandle, forWriting: boolean): void {
 
 /** An attribute of the disk's queue; undefined where the kernel does not tell. A partition asks its disk. */
 async function readQueue(device: bigint, attribute: string): Promise<string | undefined> {
-  const major = ((device >> 8n) & 0xfffn) | ((device >> 32n) & ~0xfffn);
-  const minor = (device & 0xffn) | ((device >> 12n) & ~0xffn);
+  const folder = blockFolder('/sys', device);
   for (const queue of ['queue', '../queue']) {
     try {
-      return (await readFile(`/sys/dev/block/${major}:${minor}/${queue}/${attribute}`, 'utf8')).trim();
+      return (await readFile(`${folder}/${queue}/${attribute}`, 'utf8')).trim();
     } catch {
       // The next place.
     }

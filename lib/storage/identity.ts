@@ -70,8 +70,8 @@ export async function deviceIdentity(path: string, places: IdentityPlaces = {}):
   };
 }
 
-/** `dev_t` as glibc's `major` and `minor` take it apart. */
-function blockFolder(sys: string, device: bigint): string {
+/** Where a device is shown under /sys. `dev_t` as glibc's `major` and `minor` take it apart. */
+export function blockFolder(sys: string, device: bigint): string {
   const major = ((device >> 8n) & 0xfffn) | ((device >> 32n) & ~0xfffn);
   const minor = (device & 0xffn) | ((device >> 12n) & ~0xffn);
   return join(sys, 'dev', 'block', `${major}:${minor}`);

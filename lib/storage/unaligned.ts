@@ -20,6 +20,7 @@ import type {
   WriteOptions,
   WriteZeroesOptions,
 } from './block-device.ts';
+import { InFlight } from './in-flight.ts';
 import { type RangeGrant, RangeLock, type RangeMode } from './range-lock.ts';
 
 /** Requests that are unaligned or wait for such a one; more are refused. */
@@ -100,8 +101,7 @@ export class UnalignedDevice implements BlockDevice {
   readonly #unlockedGone: (() => void)[] = [];
   #unalignedRequests = 0;
   /** Requests that this wrapper has to see through to their end. */
-  #inFlight = 0;
-  #idle: (() => void) | undefined;
+  readonly #inFlight = new InFlight();
   #closing: Promise<void> | undefined;
 
   /**
@@ -168,11 +168,7 @@ export class UnalignedDevice implements BlockDevice {
   }
 
   async #close(): Promise<void> {
-    if (this.#inFlight > 0) {
-      await new Promise<void>((resolve) => {
-        this.#idle = resolve;
-      });
-    }
+    await this.#inFlight.drained();
     await this.#core.close();
   }
 
@@ -318,17 +314,11 @@ export class UnalignedDevice implements BlockDevice {
   }
 
   async #seeThrough(work: () => Promise<void>): Promise<void> {
-    if (this.#inFlight >= maxInFlight)
+    if (this.#inFlight.count >= maxInFlight)
       throw new HoldfastError(
         'ERR_HOLDFAST_QUEUE_FULL',
         `${this.name}: ${maxInFlight} unaligned requests, or ones behind them, are under way; wait for some to finish`,
       );
-    this.#inFlight++;
-    try {
-      await work();
-    } finally {
-      this.#inFlight--;
-      if (this.#inFlight === 0) this.#idle?.();
-    }
+    await this.#inFlight.hold(work);
   }
 }

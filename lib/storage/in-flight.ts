@@ -1,0 +1,35 @@
+/** Counts what is in flight, so that `close` can wait until nothing is. Nothing new may come once it waits. */
+export class InFlight {
+  #count = 0;
+  #onDrained: (() => void) | undefined;
+
+  get count(): number {
+    return this.#count;
+  }
+
+  enter(): void {
+    this.#count++;
+  }
+
+  leave(): void {
+    this.#count--;
+    if (this.#count === 0) this.#onDrained?.();
+  }
+
+  /** Counts until the work is over. */
+  async hold(work: () => Promise<void>): Promise<void> {
+    this.enter();
+    try {
+      await work();
+    } finally {
+      this.leave();
+    }
+  }
+
+  async drained(): Promise<void> {
+    if (this.#count === 0) return;
+    await new Promise<void>((resolve) => {
+      this.#onDrained = resolve;
+    });
+  }
+}
