@@ -43,7 +43,7 @@ class Mapping {
   Failure Open(const Options& options);
 
   // Returns when the range, as stored before the call, survives a power cut. 0 ≤ offset, offset + length ≤ size.
-  // Callable from any thread.
+  // Callable from any thread, by one at a time: the kernel tells a failure to one caller, and calls the others good.
   Failure Persist(size_t offset, size_t length);
 
   // True if Persist of so many bytes is done in microseconds, without a system call.

@@ -263,7 +263,7 @@ describe('what the operating system says becomes an error that names what to do'
     }
   }
 
-  async function openAnswering() {
+  async function openAnswering({ direct = true } = {}) {
     const path = freshPath();
     await (await openDirectDevice(path, { create: { sizeBytes: mebibyte } })).close();
     const ring = new AnsweringRing();
@@ -273,7 +273,7 @@ describe('what the operating system says becomes an error that names what to do'
       {
         handle: await open(path, 'r+'),
         isBlockDevice: false,
-        direct: true,
+        direct,
         directReason: '',
         memoryAlignmentBytes: 512,
         geometry: {
@@ -359,6 +359,20 @@ describe('what the operating system says becomes an error that names what to do'
     waiting.shift()!.settle(0);
     await Promise.all(flushes);
     expect(device.stats().flushes).toBe(3);
+    await device.close();
+  });
+
+  test('through the page cache, force unit access is a write and a flush that others share', async () => {
+    const { device, ring } = await openAnswering({ direct: false });
+    await device.write(0, block, { fua: true });
+    expect(ring.sent).toEqual([RingOperation.write, RingOperation.flush]);
+    ring.sent.length = 0;
+    await Promise.all([device.flush(), device.write(0, block, { fua: true }), device.write(512, block, { fua: true })]);
+    expect(ring.sent.filter((operation) => operation === RingOperation.flush)).toHaveLength(2);
+    ring.answer = -os.EIO;
+    await expect(device.flush()).rejects.toMatchObject({ code: 'ERR_HOLDFAST_FLUSH_FAILED' });
+    ring.answer = 0;
+    await expect(device.write(0, block, { fua: true })).rejects.toMatchObject({ code: 'ERR_HOLDFAST_FLUSH_FAILED' });
     await device.close();
   });
 
