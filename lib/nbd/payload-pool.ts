@@ -1,8 +1,9 @@
 /**
- * The memory that payloads live in between the socket and the device, shared by all connections of a server. What is
- * leased at a time is bounded; who does not get its share waits its turn. Buffers given back are kept for the next
- * request, up to the same bound. They are I/O memory, which a direct device takes as it is; the biggest, and those for
- * which no I/O memory is free, are plain memory.
+ * The memory that payloads live in between the socket and the device, shared by all connections of a server, and the
+ * places at the device. Both are bounded: each request takes a place and a lease, an empty one if it has no payload. Who
+ * does not get its share waits its turn. Buffers given back are kept for the next request, up to the same bound. They
+ * are I/O memory, which a direct device takes as it is; the biggest, and those for which no I/O memory is free, are
+ * plain memory.
  */
 import { assert } from '../base/errors.ts';
 import { IoMemory } from '../storage/io-memory.ts';
@@ -43,9 +44,11 @@ class PooledLease implements PayloadLease {
 
 export class PayloadPool {
   readonly limitBytes: number;
+  readonly #limitRequests: number;
   readonly #memory: IoMemory;
   readonly #arenaBytes: number;
   #usedBytes = 0;
+  #requests = 0;
   #keptBytes = 0;
   #closed = false;
   /** By power of two. */
@@ -55,8 +58,9 @@ export class PayloadPool {
   /** Whose turn it is. */
   #turn: (() => void) | undefined;
 
-  constructor(limitBytes: number) {
+  constructor(limitBytes: number, limitRequests: number) {
     this.limitBytes = limitBytes;
+    this.#limitRequests = limitRequests;
     const arenaBytes = Math.min(ARENA_BYTES, 2 ** Math.floor(Math.log2(limitBytes)));
     this.#memory = new IoMemory({ totalBytes: limitBytes, arenaBytes });
     this.#arenaBytes = arenaBytes;
@@ -66,17 +70,21 @@ export class PayloadPool {
     return this.#usedBytes;
   }
 
-  /** Undefined if the bound is reached or others wait: `retry` is called when it is time to ask once more. */
+  /**
+   * Takes a place too, until `finishRequest`. Undefined if a bound is reached or others wait: `retry` is called when it
+   * is time to ask once more.
+   */
   lease(length: number, retry: () => void): PayloadLease | undefined {
-    const order = 32 - Math.clz32(Math.max(length, SMALLEST_BYTES) - 1);
-    const bytes = 2 ** order;
+    const order = length === 0 ? 0 : 32 - Math.clz32(Math.max(length, SMALLEST_BYTES) - 1);
+    const bytes = length === 0 ? 0 : 2 ** order;
     const mayGo = this.#waiting.size === 0 || this.#turn === retry;
-    if (!mayGo || this.#usedBytes + bytes > this.limitBytes) {
+    if (!mayGo || !this.#hasRoom(bytes)) {
       this.#waiting.set(retry, bytes);
       return undefined;
     }
     this.#turn = undefined;
     this.#usedBytes += bytes;
+    this.#requests += 1;
     this.#free[order] ??= [];
     const home = this.#free[order];
     let lease = home.pop();
@@ -88,6 +96,12 @@ export class PayloadPool {
     lease.leased = true;
     if (lease.bytes.length !== length) lease.bytes = lease.backing.bytes.subarray(0, length);
     return lease;
+  }
+
+  /** A request for which `lease` was called is over. The lease may go on, until the reply has left. */
+  finishRequest(): void {
+    this.#requests -= 1;
+    this.#serve();
   }
 
   /** Gives up its place in the line. */
@@ -111,12 +125,16 @@ export class PayloadPool {
   /** The first in line may have to wait for much: those behind it wait too, or it would wait for ever. */
   #serve(): void {
     for (const [retry, bytes] of this.#waiting) {
-      if (this.#usedBytes + bytes > this.limitBytes) return;
+      if (!this.#hasRoom(bytes)) return;
       this.#waiting.delete(retry);
       this.#turn = retry;
       retry();
       this.#turn = undefined;
     }
+  }
+
+  #hasRoom(bytes: number): boolean {
+    return this.#requests < this.#limitRequests && this.#usedBytes + bytes <= this.limitBytes;
   }
 
   /** Lets go of the memory, as soon as all leases are back. */
@@ -136,7 +154,7 @@ export class PayloadPool {
   }
 
   #backing(bytes: number): Backing {
-    const lease = bytes <= this.#arenaBytes ? this.#memory.tryLease(bytes) : undefined;
+    const lease = bytes > 0 && bytes <= this.#arenaBytes ? this.#memory.tryLease(bytes) : undefined;
     return lease ?? { bytes: new Uint8Array(bytes), release: () => {} };
   }
 }

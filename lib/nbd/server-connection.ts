@@ -197,7 +197,10 @@ export class ServerConnection implements ConnectionHandler {
     this.#host.pool.forget(this.#retry);
     this.#queue.clear();
     // A payload that was still coming in belongs to no device.
-    if (this.#current.lease !== undefined) this.#releaseLease(this.#current);
+    if (this.#current.lease !== undefined) {
+      this.#releaseLease(this.#current);
+      this.#host.pool.finishRequest();
+    }
     this.#writer.close();
     this.#host.onClosed(this, this.#dropped);
   }
@@ -318,15 +321,15 @@ export class ServerConnection implements ConnectionHandler {
     const request = this.#current;
     if (this.#inFlight >= limits.maxRequests || this.#waitsForPool) return false;
     const carriesPayload = request.command === Command.read || request.command === Command.write;
-    if (carriesPayload && request.length > 0) {
-      if (this.#inFlightBytes + this.#writer.sentBytes + request.length > limits.maxBytes) return false;
-      request.lease = pool.lease(request.length, this.#retry);
-      if (request.lease === undefined) {
-        this.#waitsForPool = true;
-        return false;
-      }
-      this.#inFlightBytes += request.length;
+    const payloadBytes = carriesPayload ? request.length : 0;
+    const heldBytes = this.#inFlightBytes + this.#writer.sentBytes;
+    if (payloadBytes > 0 && heldBytes + payloadBytes > limits.maxBytes) return false;
+    request.lease = pool.lease(payloadBytes, this.#retry);
+    if (request.lease === undefined) {
+      this.#waitsForPool = true;
+      return false;
     }
+    this.#inFlightBytes += payloadBytes;
     if (request.command === Command.write) {
       this.#payloadBytes = 0;
       this.#phase = 'payload';
@@ -339,10 +342,8 @@ export class ServerConnection implements ConnectionHandler {
 
   #readPayload(): boolean {
     const request = this.#current;
-    if (request.lease !== undefined) {
-      this.#payloadBytes += this.#queue.moveInto(request.lease.bytes, this.#payloadBytes);
-      if (this.#payloadBytes < request.length) return false;
-    }
+    this.#payloadBytes += this.#queue.moveInto(request.lease!.bytes, this.#payloadBytes);
+    if (this.#payloadBytes < request.length) return false;
     this.#phase = 'header';
     this.#dispatch();
     return true;
@@ -418,6 +419,7 @@ export class ServerConnection implements ConnectionHandler {
       this.#replySuccess(operation);
     }
     if (operation.lease !== undefined) this.#releaseLease(operation);
+    this.#host.pool.finishRequest();
     if (this.#phase === 'closed') return;
     this.#idle.push(operation);
     if (this.#phase === 'admission') this.#advance();
@@ -427,7 +429,7 @@ export class ServerConnection implements ConnectionHandler {
   #releaseLease(operation: Operation): void {
     const lease = operation.lease!;
     operation.lease = undefined;
-    this.#inFlightBytes -= operation.length;
+    this.#inFlightBytes -= lease.bytes.length;
     lease.release();
   }
 
@@ -437,7 +439,7 @@ export class ServerConnection implements ConnectionHandler {
     if (this.#phase === 'closed') return;
     const writer = this.#writer;
     const { structuredReplies } = this.#transmission!.rules;
-    if (operation.command === Command.read && structuredReplies && operation.lease !== undefined) {
+    if (operation.command === Command.read && structuredReplies && operation.length > 0) {
       const at = writer.reserve(DATA_CHUNK_HEADER_BYTES);
       encodeDataChunkHeader(writer.slab, at, operation);
     } else if (operation.command === Command.read && structuredReplies) {
@@ -451,8 +453,8 @@ export class ServerConnection implements ConnectionHandler {
       const at = writer.reserve(SIMPLE_REPLY_BYTES);
       encodeSimpleReply(writer.slab, at, operation, 0);
     }
-    if (operation.command !== Command.read || operation.lease === undefined) return;
-    const { lease } = operation;
+    if (operation.command !== Command.read || operation.length === 0) return;
+    const lease = operation.lease!;
     operation.lease = undefined;
     this.#inFlightBytes -= operation.length;
     writer.payload(lease);

@@ -30,6 +30,11 @@ export interface NbdServerLimits {
   readonly maxPayloadBytes: number;
   /** Requests in flight on one connection; the next ones wait in the client's socket. */
   readonly maxRequestsPerConnection: number;
+  /**
+   * Requests in flight on all connections. A device that has to wait (a volume without its peer) lets only so many wait,
+   * and fails the others: a volume 4096, which is enough for two servers.
+   */
+  readonly maxRequests: number;
   /** Bytes of payload in flight on one connection: at least twice maxPayloadBytes. */
   readonly maxBytesPerConnection: number;
   /** Bytes of payload in flight on all connections. At least as much as one connection may have. */
@@ -44,6 +49,7 @@ export const defaultNbdServerLimits: NbdServerLimits = {
   stalledMs: 60_000,
   maxPayloadBytes: DEFAULT_MAX_PAYLOAD_BYTES,
   maxRequestsPerConnection: 256,
+  maxRequests: 2048,
   maxBytesPerConnection: 2 * DEFAULT_MAX_PAYLOAD_BYTES,
   maxBytes: 8 * DEFAULT_MAX_PAYLOAD_BYTES,
   closeTimeoutMs: 10_000,
@@ -106,7 +112,7 @@ export class NbdServer implements AsyncDisposable {
     this.#limits = checkedLimits({ ...defaultNbdServerLimits, ...options.limits });
     checkAddress(options.address, options.allowRemoteClients ?? false);
     for (const [name, nbdExport] of options.exports ?? []) this.addExport(name, nbdExport);
-    this.#pool = new PayloadPool(this.#limits.maxBytes);
+    this.#pool = new PayloadPool(this.#limits.maxBytes, this.#limits.maxRequests);
     this.#host = {
       clock: this.#environment.clock,
       limits: {

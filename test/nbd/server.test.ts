@@ -448,6 +448,36 @@ describe('what is in flight', () => {
     expect(server.statistics().payloadBytes).toBe(0);
   });
 
+  test('is bounded in number over all connections, whatever the requests are', async () => {
+    const { environment, device } = await scene({ limits: { maxRequests: 3 } });
+    const clients = [await transmitting(environment), await transmitting(environment)];
+    for (const client of clients) {
+      client.receive(request({ command: Command.flush, cookie: 1 }));
+      client.receive(request({ command: Command.trim, length: 4096, cookie: 2 }));
+      client.receive(request({ command: Command.read, length: 4096, cookie: 3 }));
+    }
+    expect(device.requests).toHaveLength(3);
+    expect(clients.map(({ paused }) => paused)).toEqual([false, true]);
+    for (let round = 0; round < 6; round += 1) {
+      device.succeed();
+      await settle();
+      expect(device.requests.length).toBeLessThanOrEqual(3);
+    }
+    for (const client of clients) expect(replies(client)).toEqual(['1: done', '2: done', '3: 4096 bytes at 0']);
+  });
+
+  test('clients that do not read their replies take no place among the requests in flight', async () => {
+    const { environment, device } = await scene({ limits: { maxRequests: 2 } });
+    const slow = await transmitting(environment);
+    slow.taking = false;
+    for (let count = 0; count < 2; count += 1) slow.receive(request({ command: Command.read, length: 65_536 }));
+    device.succeed();
+    device.succeed();
+    await settle();
+    (await transmitting(environment)).receive(request({ command: Command.read, length: 4096 }));
+    expect(device.requests).toHaveLength(1);
+  });
+
   test('a long payload is not overtaken without end by short ones', async () => {
     const limits = { maxPayloadBytes: 2 * MIB, maxBytesPerConnection: 4 * MIB, maxBytes: 4 * MIB };
     const { environment, device } = await scene({ limits });
