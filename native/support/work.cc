@@ -4,20 +4,28 @@
 
 namespace holdfast::support {
 
-Napi::Promise Work::Start(std::unique_ptr<Work> work) {
-  const Napi::Promise promise = work->deferred_.Promise();
+Napi::Value Work::Start(std::unique_ptr<Work> work) {
+  const Napi::Env env = work->Env();
+  napi_value promise;
+  // Bare, because Napi::Promise::Deferred says nothing of its failure, and then what it gives is no promise but whatever
+  // was in the memory.
+  if (napi_create_promise(env, &work->deferred_, &promise) != napi_ok) {
+    Napi::Error::New(env).ThrowAsJavaScriptException();
+    return Napi::Value();
+  }
   // AsyncWorker deletes itself once it is over.
   work.release()->Queue();
-  return promise;
+  return Napi::Value(env, promise);
 }
 
 void Work::OnOK() {
   const Napi::Env env = Env();
-  if (error_ != 0) return deferred_.Reject(MakeErrnoError(env, error_, failed_call_).Value());
+  // Where settling fails the environment is ending, and nobody waits any more.
+  const auto reject = [&](const Napi::Error& error) { napi_reject_deferred(env, deferred_, error.Value()); };
+  if (error_ != 0) return reject(MakeErrnoError(env, error_, failed_call_));
   const Napi::Value value = Result(env);
-  if (env.IsExceptionPending()) return deferred_.Reject(env.GetAndClearPendingException().Value());
-  // A value that is empty for no reason means that the environment is ending: nobody waits any more.
-  if (!value.IsEmpty()) deferred_.Resolve(value);
+  if (env.IsExceptionPending()) return reject(env.GetAndClearPendingException());
+  if (!value.IsEmpty()) napi_resolve_deferred(env, deferred_, value);
 }
 
 }  // namespace holdfast::support

@@ -13,11 +13,11 @@ namespace holdfast::support {
 
 class Work : public Napi::AsyncWorker {
  public:
-  // Queues the work and returns its promise.
-  static Napi::Promise Start(std::unique_ptr<Work> work);
+  // Queues the work and returns its promise. Empty, with nothing begun, in an environment that is ending.
+  static Napi::Value Start(std::unique_ptr<Work> work);
 
  protected:
-  Work(Napi::Env env, const char* name) : AsyncWorker(env, name), deferred_(env) {}
+  Work(Napi::Env env, const char* name) : AsyncWorker(env, name) {}
 
   // The promise's value. An exception that it leaves pending rejects the promise.
   virtual Napi::Value Result(Napi::Env env) = 0;
@@ -31,7 +31,7 @@ class Work : public Napi::AsyncWorker {
  private:
   void OnOK() final;
 
-  Napi::Promise::Deferred deferred_;
+  napi_deferred deferred_ = nullptr;
   int error_ = 0;
   const char* failed_call_ = "";
 };
