@@ -122,14 +122,13 @@ Failure Mapping::Persist(size_t offset, size_t length) {
     FlushCache(data_ + offset, length);
     return {};
   }
-  const int earlier = sync_error_.load(std::memory_order_relaxed);
-  if (earlier != 0) return {earlier, "an earlier msync"};
+  const std::lock_guard<std::mutex> turn(sync_mutex_);
+  if (sync_error_ != 0) return {sync_error_, "an earlier msync"};
   if (length == 0) return {};
   const size_t start = offset / PageBytes() * PageBytes();
   if (msync(data_ + start, offset + length - start, MS_SYNC) == 0) return {};
-  const int error = errno;
-  sync_error_.store(error, std::memory_order_relaxed);
-  return {error, "msync"};
+  sync_error_ = errno;
+  return {sync_error_, "msync"};
 }
 
 }  // namespace holdfast::region

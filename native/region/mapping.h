@@ -8,9 +8,9 @@
 // - A failed sync is never retried: Persist fails for ever after it, because the kernel has marked those pages clean.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <string>
 
 namespace holdfast::region {
@@ -43,7 +43,8 @@ class Mapping {
   Failure Open(const Options& options);
 
   // Returns when the range, as stored before the call, survives a power cut. 0 ≤ offset, offset + length ≤ size.
-  // Callable from any thread, by one at a time: the kernel tells a failure to one caller, and calls the others good.
+  // Callable from any thread. Syncs take turns: the kernel tells a failure to one of those at work, and calls the others
+  // good.
   Failure Persist(size_t offset, size_t length);
 
   // True if Persist of so many bytes is done in microseconds, without a system call.
@@ -68,7 +69,8 @@ class Mapping {
   size_t size_ = 0;
   Means means_ = Means::kMsync;
   bool keeps_addresses_ = false;
-  std::atomic<int> sync_error_{0};
+  std::mutex sync_mutex_;
+  int sync_error_ = 0;  // under sync_mutex_
 };
 
 }  // namespace holdfast::region
