@@ -182,6 +182,7 @@ export class Controller {
     if (this.#role === 'paired') return 'UpToDate';
     if (this.#role === 'source') return 'Inconsistent';
     if (this.#role === 'target') return 'UpToDate';
+    if (this.#record.known.number === 0) return 'DUnknown';
     return isInSync(this.#record.known, otherMember(this.self)) ? 'DUnknown' : 'Outdated';
   }
 
@@ -651,7 +652,7 @@ export class Controller {
   // --- pieces
 
   #openLocal(): void {
-    if (this.#stopped || this.#failed !== undefined) return;
+    if (this.#stopped || this.#failed !== undefined || this.#options.gate.state.mode === 'local') return;
     this.#options.gate.set({ mode: 'local' });
     this.#options.onChange({ kind: 'gate', mode: 'local', reason: undefined });
   }
