@@ -107,6 +107,7 @@ export class Controller {
   #leaving = false;
   #stopped = false;
   #failed: HoldfastError | undefined;
+  #takenOver: Promise<boolean> = Promise.resolve(false);
   #saidLeft: Promise<void> = Promise.resolve();
   #sayLeft: () => void = () => {};
   #problem: Problem | undefined;
@@ -224,8 +225,9 @@ export class Controller {
     session.close(`a mirrored request failed: ${String(error)}`);
   }
 
-  deviceFailed(error: HoldfastError): void {
-    if (this.#failed !== undefined || this.#stopped) return;
+  /** Resolves to true when the peer has taken over: what it has confirmed is then durable without this device. */
+  deviceFailed(error: HoldfastError): Promise<boolean> {
+    if (this.#failed !== undefined || this.#stopped) return this.#takenOver;
     this.#failed = error;
     this.#saidLeft = new Promise((resolve) => {
       this.#sayLeft = resolve;
@@ -233,7 +235,9 @@ export class Controller {
     this.#problem = { code: 'ERR_HOLDFAST_DEVICE_FAILED', message: error.message };
     this.#closeGate('the own device has failed');
     this.#options.onChange({ kind: 'device-failed', message: error.message });
-    this.#background(() => this.#leaveFailed());
+    // While it leaves or stops, the step that does so is the last one.
+    if (!this.#leaving) this.#takenOver = this.#steps.run(() => this.#leaveFailed()).catch(() => false);
+    return this.#takenOver;
   }
 
   #detach(reason: string): void {
@@ -461,7 +465,8 @@ export class Controller {
       if (this.#targetOf !== session || !sound || !newer) throw notNow('adopt');
       // Whatever this member had under way as access holder is over: its clients are told that they must look.
       engine.seal();
-      await engine.idle();
+      await engine.requestsDone();
+      await engine.appliesDone();
       const dataState = scope === 'nothing' ? this.#record.dataState : 'inconsistent';
       await this.#persist(leaveView(this.#record, view, dataState));
       this.#options.onChange({ kind: 'view', view });
@@ -548,11 +553,12 @@ export class Controller {
   }
 
   /** The peer has left, durably: this member goes on alone. */
-  left(view: View, session: PeerSession): Promise<Reply<Record<string, never>>> {
+  left(view: View, flushed: boolean, session: PeerSession): Promise<Reply<Record<string, never>>> {
     return this.#steps.run(async () => {
       const sound = view.inSync === maskOf(this.self) && view.holder === this.self && !this.#stopped;
       if (this.#peerLeaving !== session || !sound || view.number <= this.#record.known.number) throw notNow('left');
       const { baseId } = this.#record;
+      if (flushed) this.#options.engine.peerFlushed();
       this.#detach('the peer leaves');
       await this.#options.engine.appliesDone();
       await this.#enter(view, baseId);
@@ -561,8 +567,8 @@ export class Controller {
     });
   }
 
-  /** Leaves the volume to the peer, if it is in sync and agrees. True if it went on. */
-  async #leave(settle: () => Promise<void>): Promise<boolean> {
+  /** Leaves the volume to the peer, if it is in sync and agrees. True if it goes on. */
+  async #leave(): Promise<boolean> {
     const session = this.#attached;
     const { volumeId } = this.#options;
     if (session === undefined || this.#role !== 'paired') return false;
@@ -570,15 +576,15 @@ export class Controller {
     const answer = await session.request(leaveMethod, { volume: volumeId });
     if (!answer.control.granted || !this.#isLive(session)) return false;
     this.#closeGate('this member leaves');
-    await settle();
+    if (this.#failed === undefined) await this.#endRequests();
     if (!this.#isLive(session)) return false;
     const peer = otherMember(this.self);
     const view = nextView(this.#record, answer.control.number, this.#newId(), maskOf(peer), peer);
     await this.#persistLeaving(leaveView(this.#record, view, this.#record.dataState));
-    this.#attached = undefined;
-    this.#role = 'none';
+    this.#refuseWrites();
     this.#sayLeft();
-    await session.request(leftMethod, { volume: volumeId, view });
+    const flushed = this.#failed === undefined && (await this.#flushApplied());
+    await session.request(leftMethod, { volume: volumeId, view, flushed });
     return true;
   }
 
@@ -594,13 +600,28 @@ export class Controller {
     }
   }
 
-  async #leaveFailed(): Promise<void> {
+  /** From now on the peer's engine is told that this member does not follow. */
+  #refuseWrites(): void {
+    this.#attached = undefined;
+    this.#role = 'none';
+  }
+
+  /** What the peer's engine was told to be written here is durable. */
+  async #flushApplied(): Promise<boolean> {
+    const { engine } = this.#options;
+    await engine.appliesDone();
+    await engine.device.flush();
+    return true;
+  }
+
+  async #leaveFailed(): Promise<boolean> {
     const session = this.#attached;
-    const left = await this.#leave(async () => {}).catch(() => false);
+    const left = await this.#leave().catch(() => false);
     this.#options.engine.seal();
     this.#sayLeft();
     if (left && session !== undefined) this.#openForward(session);
     else session?.close('the own device has failed');
+    return left;
   }
 
   /**
@@ -625,28 +646,30 @@ export class Controller {
     return this.#steps.run(async () => {
       const { engine, gate } = this.#options;
       this.#timer?.cancel();
-      const left = await this.#leave(() => this.#quiesce()).catch(() => false);
+      const left = await this.#leave().catch(() => false);
       this.#stopped = true;
       this.#leaving = true;
       gate.shut(new HoldfastError('ERR_HOLDFAST_CLOSED', `volume ${this.#options.volumeName} is closed`));
       if (left || this.#failed !== undefined) return;
-      await this.#quiesce();
+      await this.#endRequests();
       this.#resync?.stop();
       engine.detach();
       engine.seal();
-      await engine.idle();
+      this.#refuseWrites();
+      await this.#flushApplied();
       await this.#options.store.writeClean({ ...this.#record, clean: true }, engine.marks.toBytes());
     });
   }
 
-  /** Requests under way have ended and are durable. Those that wait for a peer that is gone end with an error. */
-  async #quiesce(): Promise<void> {
+  /**
+   * Clients' requests under way at this member have ended and are durable. Those that wait for a peer that is gone end
+   * with an error; a peer that is lost meanwhile seals the engine, and its marks then say what it lacks.
+   */
+  async #endRequests(): Promise<void> {
     const { engine } = this.#options;
-    if (this.#attached === undefined) engine.seal();
-    // A peer that is lost now seals the engine: its marks then say what it lacks.
-    if (this.#record.known.holder === this.self && this.#attached !== undefined) await engine.flush().catch(() => {});
-    await engine.idle();
-    await engine.device.flush();
+    if (this.#attached === undefined) engine.giveUpHeld();
+    if (this.#record.known.holder === this.self) await engine.flush().catch(() => {});
+    await engine.requestsDone();
   }
 
   // --- pieces
@@ -682,7 +705,7 @@ export class Controller {
       const cause = isHoldfastError(error)
         ? error
         : new HoldfastError('ERR_HOLDFAST_IO', String(error), { cause: error });
-      this.deviceFailed(cause);
+      void this.deviceFailed(cause);
       throw cause;
     }
     this.#record = record;

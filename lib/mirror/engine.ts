@@ -29,8 +29,8 @@ export interface MirrorEngineOptions {
   readonly device: BlockDevice;
   readonly sizeBytes: number;
   readonly grainBytes: number;
-  /** The own device failed a request: nothing more is asked of it by the controller's leave. */
-  readonly onDeviceFailure: (error: HoldfastError) => void;
+  /** The own device failed a request. Resolves to true when the peer has taken over. */
+  readonly onDeviceFailure: (error: HoldfastError) => Promise<boolean>;
   /** The peer's device failed a request, or its engine refused one: its copy no longer follows. */
   readonly onPeerFailure: (session: PeerSession, error: unknown) => void;
 }
@@ -63,6 +63,7 @@ export class MirrorEngine {
    */
   #mode: 'open' | 'held' | 'sealed' = 'sealed';
   #waiting: ((settlement: Settlement) => void)[] = [];
+  #takenOver: Promise<boolean> = Promise.resolve(false);
   #requests = 0;
   #applies = 0;
   #idle: (() => void)[] = [];
@@ -122,9 +123,20 @@ export class MirrorEngine {
     this.#release('outcome-unknown');
   }
 
-  /** Resolves when no request and no apply is under way. */
-  async idle(): Promise<void> {
-    while (this.#requests + this.#applies > 0) await new Promise<void>((resolve) => this.#idle.push(resolve));
+  /** As `seal`, if requests are held; else what is under way may end. */
+  giveUpHeld(): void {
+    if (this.#mode === 'held') this.seal();
+  }
+
+  /** The attached peer has made durable all that it has acknowledged. */
+  peerFlushed(): void {
+    this.#unflushed.clear();
+    this.#flushing.clear();
+  }
+
+  /** Resolves when no request of this member's clients is under way. */
+  async requestsDone(): Promise<void> {
+    while (this.#requests > 0) await new Promise<void>((resolve) => this.#idle.push(resolve));
   }
 
   /** Resolves when no write of the peer's is being applied. */
@@ -138,7 +150,7 @@ export class MirrorEngine {
     const grant = await this.#lock(offset, buffer.length, 'shared');
     try {
       this.#checkOpen();
-      await this.#local(this.device.read(offset, buffer));
+      await this.#local(this.device.read(offset, buffer)).catch((error) => this.#orTakenOver(error));
     } finally {
       this.#unlock(grant);
     }
@@ -172,11 +184,12 @@ export class MirrorEngine {
     this.#requests += 1;
     try {
       const replica = this.#replica;
-      const [, confirmed] = await Promise.all([
-        this.#local(this.#localFlush.run()),
+      const [local, confirmed] = await Promise.all([
+        settledResult(this.#local(this.#localFlush.run())),
         replica !== undefined && this.#confirmed(replica, replica.flush.run()),
       ]);
-      if (!confirmed) await this.#settled();
+      if (local !== undefined) await this.#orElse(local, confirmed);
+      else if (!confirmed) await this.#settled();
     } finally {
       this.#requests -= 1;
       this.#wake();
@@ -227,9 +240,8 @@ export class MirrorEngine {
       const [local, confirmed] = await Promise.all([settledResult(this.#local(write())), remote]);
       if (local !== undefined) {
         this.marks.mark(offset, length);
-        throw local;
-      }
-      if (!confirmed) await this.#settled();
+        await this.#orElse(local, confirmed);
+      } else if (!confirmed) await this.#settled();
     } finally {
       this.#unlock(grant);
     }
@@ -283,7 +295,7 @@ export class MirrorEngine {
 
   /** A request that has not begun goes back to the gate when this member may not execute it (now). */
   #checkOpen(): void {
-    if (this.#mode !== 'open') throw new HoldfastError('ERR_HOLDFAST_OUT_OF_STEP', 'this member has no access now');
+    if (this.#mode !== 'open') throw notOpen();
   }
 
   #send(session: PeerSession, offset: number, bytes: Uint8Array, fua: boolean): Promise<unknown> {
@@ -304,9 +316,20 @@ export class MirrorEngine {
       const failure = isHoldfastError(error)
         ? error
         : new HoldfastError('ERR_HOLDFAST_IO', `${this.device.name} failed: ${String(error)}`, { cause: error });
-      this.#options.onDeviceFailure(failure);
+      this.#takenOver = this.#options.onDeviceFailure(failure);
       throw failure;
     }
+  }
+
+  /** The own device has failed a write or a flush: it is done all the same if the peer did it and has taken over. */
+  async #orElse(failure: unknown, confirmed: boolean): Promise<void> {
+    if (!(confirmed && (await this.#takenOver))) throw failure;
+  }
+
+  /** The own device has failed a read: it goes back to the gate if the peer has taken over. */
+  async #orTakenOver(failure: unknown): Promise<void> {
+    if (await this.#takenOver) throw notOpen();
+    throw failure;
   }
 
   #clearMarks(offset: number, length: number): void {
@@ -331,6 +354,10 @@ export class MirrorEngine {
     this.#idle = [];
     for (const resolve of idle) resolve();
   }
+}
+
+function notOpen(): HoldfastError {
+  return new HoldfastError('ERR_HOLDFAST_OUT_OF_STEP', 'this member has no access now');
 }
 
 export function outcomeUnknown(): HoldfastError {

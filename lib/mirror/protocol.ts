@@ -107,7 +107,8 @@ export const leftMethod = define({
   id: 5,
   name: 'left',
   channel: 'control',
-  request: viewRequest,
+  /** `flushed`: all that the leaver has confirmed is durable. */
+  request: z.strictObject({ volume: id, view: viewSchema, flushed: z.boolean() }),
   response: empty,
   maxRequestDataBytes: 0,
   maxResponseDataBytes: 0,

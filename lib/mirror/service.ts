@@ -94,7 +94,7 @@ export class MirrorService {
       this.#volume(control.volume, session).controller.leaveAsked(session),
     );
     node.handle(leftMethod, async ({ control }, session) =>
-      this.#volume(control.volume, session).controller.left(control.view, session),
+      this.#volume(control.volume, session).controller.left(control.view, control.flushed, session),
     );
   }
 

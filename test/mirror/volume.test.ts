@@ -141,14 +141,44 @@ test('the device of the member with access fails: the other goes on, and serves 
   const [a, b] = pair.members;
   await a.volume.write(0, new Uint8Array(4096).fill(5));
   a.faults.inject({ action: { kind: 'error' }, on: 'write', within: DATA });
-  await expect(a.volume.write(4096, new Uint8Array(4096).fill(6))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_IO' });
+  await a.volume.write(4096, new Uint8Array(4096).fill(6));
+  expect(a.volume.status.ownState).toBe('Failed');
   await b.volume.write(8192, new Uint8Array(4096).fill(7));
   const bytes = new Uint8Array(4096);
+  await b.volume.read(4096, bytes);
+  expect(bytes[0]).toBe(6);
   await a.volume.read(8192, bytes);
   expect(bytes[0]).toBe(7);
   await a.volume.read(0, bytes);
   expect(bytes[0]).toBe(5);
+  await a.volume.flush();
+  await pair.cleanUp();
+});
+
+test('a read that the own device fails is answered by the peer', async () => {
+  const pair = await openPair();
+  const [a] = pair.members;
+  await a.volume.write(0, new Uint8Array(4096).fill(5));
+  a.faults.inject({ action: { kind: 'error' }, on: 'read', within: DATA });
+  const bytes = new Uint8Array(4096);
+  await a.volume.read(0, bytes);
+  expect(bytes[0]).toBe(5);
   expect(a.volume.status.ownState).toBe('Failed');
+  await pair.cleanUp();
+});
+
+test('the member without access stops while writes go on without a pause', async () => {
+  const pair = await openPair();
+  const [a, b] = pair.members;
+  let going = true;
+  const writer = async (lane: number) => {
+    for (let round = 0; going; round += 1) await a.volume.write(lane * 8192, new Uint8Array(8192).fill(round));
+  };
+  const writers = Array.from({ length: 16 }, (_, lane) => writer(lane));
+  await b.close();
+  expect(a.volume.status.record.known.inSync).toBe(1);
+  going = false;
+  await Promise.all(writers);
   await pair.cleanUp();
 });
 
