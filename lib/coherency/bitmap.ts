@@ -59,6 +59,7 @@ export class DirtyBitmap {
   }
 
   clear(): void {
+    if (this.#count === 0) return;
     this.#words.fill(0);
     this.#count = 0;
   }
@@ -66,6 +67,7 @@ export class DirtyBitmap {
   /** Adds the grains of another bitmap of the same shape. */
   merge(other: DirtyBitmap): void {
     assert(other.grains === this.grains, 'bitmaps that are merged have one shape');
+    if (other.isEmpty) return;
     for (let word = 0; word < this.#words.length; word += 1) this.#setWord(word, other.#words[word]!);
   }
 

@@ -143,7 +143,9 @@ export class Controller {
 
   /** Nobody else may serve the volume before this time without this member's consent; Infinity if nobody ever may. */
   serveUntilMs(): number {
-    if (this.#record.known.inSync !== BOTH) return Number.POSITIVE_INFINITY;
+    const { inSync } = this.#record.known;
+    if (inSync === maskOf(this.self)) return Number.POSITIVE_INFINITY;
+    if (inSync !== BOTH) return Number.NEGATIVE_INFINITY;
     return this.#attached?.leaseHeldUntilMs() ?? Number.NEGATIVE_INFINITY;
   }
 
@@ -192,7 +194,6 @@ export class Controller {
   sessionUp(session: PeerSession): void {
     if (this.#session !== undefined) this.sessionDown(this.#session);
     this.#session = session;
-    this.#startupUntilMs = Number.NEGATIVE_INFINITY;
     if (this.self === 0) this.meetAgain(session);
     else this.#background(() => this.#askForMeeting(session));
   }
@@ -386,6 +387,9 @@ export class Controller {
       return;
     }
     this.#problem = undefined;
+    this.#splitBrain = false;
+    // The peer's process has met this one: it relies on no lease of an earlier one any more.
+    this.#startupUntilMs = Number.NEGATIVE_INFINITY;
     this.#options.onChange({ kind: 'met', rule: verdict.rule });
     if (verdict.kind === 'equal') await this.#resume(session);
     else if (verdict.source === this.self) await this.#becomeSource(session, theirs.record, verdict.scope);
@@ -462,7 +466,7 @@ export class Controller {
       const { engine } = this.#options;
       const sound = view.inSync === maskOf(otherMember(this.self)) && view.holder === otherMember(this.self);
       const newer = view.number > this.#record.known.number || view.id === this.#record.known.id;
-      if (this.#targetOf !== session || !sound || !newer) throw notNow('adopt');
+      if (this.#targetOf !== session || !sound || !newer || this.#leaving) throw notNow('adopt');
       // Whatever this member had under way as access holder is over: its clients are told that they must look.
       engine.seal();
       await engine.requestsDone();
@@ -506,7 +510,7 @@ export class Controller {
   }
 
   async #join(session: PeerSession, resync: Resync): Promise<void> {
-    const { engine, volumeId } = this.#options;
+    const { engine } = this.#options;
     if (!this.#isLive(session) || this.#resync !== resync || this.#role !== 'source') return;
     assert(engine.marks.isEmpty, 'while the target follows, a finished resync leaves nothing marked');
     engine.require();
@@ -514,8 +518,8 @@ export class Controller {
     const view = nextView(this.#record, 0, this.#newId(), BOTH, this.self);
     await this.#enter(view, this.#record.baseId);
     if (!this.#isLive(session)) return;
-    await session.request(joinMethod, { volume: volumeId, view });
-    if (!this.#isLive(session)) return;
+    const joined = await this.#askToJoin(session, view);
+    if (!joined || !this.#isLive(session)) return;
     this.#joining = false;
     this.#bePaired();
     this.#lastResync = resync.progress();
@@ -524,16 +528,32 @@ export class Controller {
     await this.#persist({ ...this.#record, baseId: view.id });
   }
 
+  /** False if the target has refused: it has not made the view durable and will not, so that this member is alone. */
+  async #askToJoin(session: PeerSession, view: View): Promise<boolean> {
+    try {
+      await session.request(joinMethod, { volume: this.#options.volumeId, view });
+      return true;
+    } catch (error) {
+      if (!isHoldfastError(error, 'ERR_HOLDFAST_OUT_OF_STEP')) throw error;
+      this.#detach('the target has refused to join');
+      await this.#enter(nextView(this.#record, 0, this.#newId(), maskOf(this.self), this.self), this.#record.baseId);
+      await this.#serveAlone();
+      session.close('the target has refused to join');
+      return false;
+    }
+  }
+
   /** The target's side of `join`: what it has acknowledged so far is durable before it counts itself in sync. */
   join(view: View, session: PeerSession): Promise<Reply<Record<string, never>>> {
     return this.#steps.run(async () => {
       const { engine } = this.#options;
       const sound = view.inSync === BOTH && view.holder !== this.self && view.number > this.#record.known.number;
-      if (this.#attached !== session || this.#role !== 'target' || !sound) throw notNow('join');
+      if (this.#attached !== session || this.#role !== 'target' || !sound || this.#leaving) throw notNow('join');
       await engine.apply((device) => device.flush());
       await this.#enter(view, view.id);
       engine.marks.clear();
-      if (!this.#isLive(session)) throw notNow('join');
+      if (!this.#isLive(session))
+        throw new HoldfastError('ERR_HOLDFAST_PEER_LOST', 'the session ended during the join');
       this.#bePaired();
       return { control: {} };
     });
@@ -543,12 +563,8 @@ export class Controller {
 
   /** The peer asks whether it may leave. Answered at once: a step could be waiting for the peer. */
   leaveAsked(session: PeerSession): Reply<{ granted: boolean; number: number }> {
-    const granted = this.#attached === session && this.#role === 'paired' && !this.#leaving && this.#steps.idle;
-    if (granted) {
-      this.#peerLeaving = session;
-      // It overtakes the answer: the peer has flushed before it leaves, and need not be sent all of it again.
-      this.#options.engine.flushPeer();
-    }
+    const granted = this.#attached === session && this.#role === 'paired' && !this.#leaving;
+    if (granted) this.#peerLeaving = session;
     return { control: { granted, number: this.#record.known.number } };
   }
 
@@ -625,12 +641,11 @@ export class Controller {
   }
 
   /**
-   * Waits until this member accepts writes in the session, or will not: the peer can be ahead, and its first write
-   * overtake the end of the meeting here. While it leaves it does not wait: the peer may be waiting for the write.
+   * Waits until it is settled whether this member accepts writes in the session: the peer can be ahead, and its first
+   * write overtake the end of the meeting here. While it leaves it does not wait: the peer may be waiting for the write.
    */
-  async accepts(session: PeerSession): Promise<boolean> {
+  async settledFor(session: PeerSession): Promise<void> {
     if (this.#attached !== session && !this.#leaving) await this.#steps.run(async () => {});
-    return this.#attached === session && session.open;
   }
 
   /** Resolves when the peer has been told, if it can be, that this member leaves for its failed device. */
@@ -651,8 +666,9 @@ export class Controller {
       this.#leaving = true;
       gate.shut(new HoldfastError('ERR_HOLDFAST_CLOSED', `volume ${this.#options.volumeName} is closed`));
       if (left || this.#failed !== undefined) return;
-      await this.#endRequests();
       this.#resync?.stop();
+      this.#resync = undefined;
+      await this.#endRequests();
       engine.detach();
       engine.seal();
       this.#refuseWrites();

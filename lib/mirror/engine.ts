@@ -18,7 +18,8 @@ import { DirtyBitmap } from '../coherency/bitmap.ts';
 import type { PeerSession } from '../peer/peer.ts';
 import type { BlockDevice } from '../storage/block-device.ts';
 import { type RangeGrant, RangeLock, type RangeMode } from '../storage/range-lock.ts';
-import { Coalesced } from './coalesced.ts';
+import { SharedRun } from '../storage/shared-run.ts';
+
 import { flushMethod, writeMethod, zeroMethod } from './protocol.ts';
 
 /** What has become of a write that the required peer has not confirmed. */
@@ -45,16 +46,16 @@ interface Replica {
   readonly session: PeerSession;
   /** A write is not acknowledged without it. */
   required: boolean;
-  readonly flush: Coalesced;
+  readonly flush: SharedRun;
 }
 
 export class MirrorEngine {
   readonly device: BlockDevice;
   readonly marks: DirtyBitmap;
-  readonly #unflushed: DirtyBitmap;
-  readonly #flushing: DirtyBitmap;
+  #unflushed: DirtyBitmap;
+  #flushing: DirtyBitmap;
   readonly #locks = new RangeLock();
-  readonly #localFlush: Coalesced;
+  readonly #localFlush: SharedRun;
   readonly #options: MirrorEngineOptions;
   #replica: Replica | undefined;
   /**
@@ -74,7 +75,7 @@ export class MirrorEngine {
     this.marks = new DirtyBitmap(options.sizeBytes, options.grainBytes);
     this.#unflushed = new DirtyBitmap(options.sizeBytes, options.grainBytes);
     this.#flushing = new DirtyBitmap(options.sizeBytes, options.grainBytes);
-    this.#localFlush = new Coalesced(() => this.device.flush());
+    this.#localFlush = new SharedRun(() => this.device.flush());
   }
 
   // --- what the controller says
@@ -83,7 +84,7 @@ export class MirrorEngine {
   attach(session: PeerSession, required: boolean): void {
     assert(this.#replica === undefined && this.#waiting.length === 0, 'one replica at a time, and nothing held');
     this.#mode = 'open';
-    this.#replica = { session, required, flush: new Coalesced(() => this.#sendFlush(session)) };
+    this.#replica = { session, required, flush: new SharedRun(() => this.#sendFlush(session)) };
   }
 
   /** The peer's copy becomes one without which nothing is acknowledged. */
@@ -106,11 +107,6 @@ export class MirrorEngine {
     this.#flushing.clear();
   }
 
-  /** Asks the peer to make durable what it has acknowledged, so that losing it marks less. Nobody waits for the answer. */
-  flushPeer(): void {
-    this.#replica?.flush.run().catch(() => {});
-  }
-
   /** Requests may be executed without a peer: a durable view names this member alone. */
   open(): void {
     this.#mode = 'open';
@@ -126,6 +122,11 @@ export class MirrorEngine {
   /** As `seal`, if requests are held; else what is under way may end. */
   giveUpHeld(): void {
     if (this.#mode === 'held') this.seal();
+  }
+
+  /** Has the attached peer make durable what it has acknowledged, so that losing it later marks less. */
+  async flushReplica(): Promise<void> {
+    await this.#replica?.flush.run();
   }
 
   /** The attached peer has made durable all that it has acknowledged. */
@@ -303,8 +304,9 @@ export class MirrorEngine {
   }
 
   async #sendFlush(session: PeerSession): Promise<void> {
-    this.#flushing.merge(this.#unflushed);
-    this.#unflushed.clear();
+    // One flush at a time, and an empty bitmap after each: they change places.
+    assert(this.#flushing.isEmpty, 'what the last flush covered is settled');
+    [this.#flushing, this.#unflushed] = [this.#unflushed, this.#flushing];
     await session.request(flushMethod, { volume: this.#options.volumeId });
     if (this.#replica?.session === session) this.#flushing.clear();
   }

@@ -5,7 +5,7 @@
  * Each write has a number. It is sent again, with that number, over a later session to the same process of the holder;
  * to another process it is not, since whether it has happened is not known (ERR_HOLDFAST_OUTCOME_UNKNOWN).
  */
-import { isHoldfastError } from '../base/errors.ts';
+import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import type { PeerSession } from '../peer/peer.ts';
 import { outcomeUnknown } from './engine.ts';
 import {
@@ -23,6 +23,9 @@ export interface ForwardedWrite {
   sentTo: string | undefined;
 }
 
+/** How far the numbers of unsettled writes may lie apart; the holder remembers twice as many (once.ts). */
+export const MAX_SPAN = 4096;
+
 export class Forwarder {
   readonly #volume: string;
   readonly #window: number;
@@ -31,13 +34,16 @@ export class Forwarder {
   readonly #unsettled = new Set<number>();
   #underWay = 0;
   readonly #queue: (() => void)[] = [];
+  readonly #spanQueue: (() => void)[] = [];
 
   constructor(volume: string, window: number) {
     this.#volume = volume;
     this.#window = window;
   }
 
-  begin(): ForwardedWrite {
+  /** Waits while a write that is much older is still unsettled: the holder remembers every number since. */
+  async begin(): Promise<ForwardedWrite> {
+    while (this.#span >= MAX_SPAN) await new Promise<void>((resolve) => this.#spanQueue.push(resolve));
     const request = this.#nextRequest;
     this.#nextRequest += 1;
     this.#unsettled.add(request);
@@ -46,13 +52,23 @@ export class Forwarder {
 
   end(write: ForwardedWrite): void {
     this.#unsettled.delete(write.request);
+    if (this.#span < MAX_SPAN) for (const resolve of this.#spanQueue.splice(0)) resolve();
+  }
+
+  /** Numbers from the oldest unsettled one to the next. */
+  get #span(): number {
+    const [oldest = this.#nextRequest] = this.#unsettled;
+    return this.#nextRequest - oldest;
   }
 
   read(session: PeerSession, offset: number, buffer: Uint8Array): Promise<void> {
     const volume = this.#volume;
     return this.#inWindow(async () => {
       const answer = await session.request(forwardReadMethod, { volume, offset, length: buffer.length });
-      buffer.set(answer.data.subarray(0, buffer.length));
+      if (answer.data.length !== buffer.length) {
+        throw new HoldfastError('ERR_HOLDFAST_IO', `the peer answered a read with ${answer.data.length} bytes`);
+      }
+      buffer.set(answer.data);
     });
   }
 

@@ -61,10 +61,11 @@ export class Gate {
     for (const waiter of waiters) waiter.fail(error);
   }
 
-  /** The open gate, now or when it opens. With `afterEpoch`, only once it has changed since. */
-  async enter(signal: AbortSignal | undefined, afterEpoch = -1): Promise<OpenGate> {
+  /** The open gate, now or when it opens. */
+  async enter(signal: AbortSignal | undefined): Promise<OpenGate> {
     if (this.#end !== undefined) throw this.#end;
-    if (this.#state.mode !== 'closed' && this.#epoch > afterEpoch) return this.#state;
+    if (signal?.aborted) throw abortedError(signal);
+    if (this.#state.mode !== 'closed') return this.#state;
     return this.#wait(signal);
   }
 
@@ -86,10 +87,6 @@ export class Gate {
         signal?.removeEventListener('abort', aborted);
         finish();
       };
-      if (signal?.aborted) {
-        reject(abortedError(signal));
-        return;
-      }
       signal?.addEventListener('abort', aborted);
       this.#waiters.add(waiter);
     });

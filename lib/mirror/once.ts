@@ -2,7 +2,7 @@
  * Once: executes each forwarded request of a peer's process exactly once, although it may arrive again over a new
  * session. Bounded by what the forwarder has under way: each request says below which number all are settled.
  */
-import { HoldfastError } from '../base/errors.ts';
+import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 
 export class Once {
   readonly #maxRequests: number;
@@ -27,9 +27,9 @@ export class Once {
     }
     const result = action();
     this.#results.set(request, result);
-    // What was refused has not been executed: it may be asked for again.
-    result.catch(() => {
-      if (this.#results.get(request) === result) this.#results.delete(request);
+    // What was refused has not been executed: it may be asked for again. Any other outcome stays the outcome.
+    result.catch((error: unknown) => {
+      if (isHoldfastError(error, 'ERR_HOLDFAST_REFUSED')) this.#results.delete(request);
     });
     return result;
   }

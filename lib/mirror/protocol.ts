@@ -26,10 +26,15 @@ export const MAX_BITMAP_BYTES = 8 * 1024 * 1024;
 
 const id = z.string().regex(/^[0-9a-f]{32}$/);
 const whole = z.int().min(0);
+/** Far below 2^53, so that the views after it can be counted. */
+const viewNumber = z
+  .int()
+  .min(0)
+  .max(2 ** 48);
 const member = z.union([z.literal(0), z.literal(1)]);
 const piece = z.int().min(1).max(MAX_PIECE_BYTES);
 
-export const viewSchema = z.strictObject({ number: whole, id, inSync: z.int().min(0).max(3), holder: member });
+export const viewSchema = z.strictObject({ number: viewNumber, id, inSync: z.int().min(0).max(3), holder: member });
 
 const recordSchema = z.strictObject({
   known: viewSchema,
@@ -98,7 +103,7 @@ export const leaveMethod = define({
   name: 'leave',
   channel: 'control',
   request: z.strictObject({ volume: id }),
-  response: z.strictObject({ granted: z.boolean(), number: whole }),
+  response: z.strictObject({ granted: z.boolean(), number: viewNumber }),
   maxRequestDataBytes: 0,
   maxResponseDataBytes: 0,
 });

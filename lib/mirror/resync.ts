@@ -9,6 +9,9 @@ import { HoldfastError } from '../base/errors.ts';
 import type { PeerSession } from '../peer/peer.ts';
 import type { MirrorEngine } from './engine.ts';
 
+/** The target flushes after so much. */
+const FLUSH_EVERY_BYTES = 32 * 1024 * 1024;
+
 export interface ResyncOptions {
   readonly engine: MirrorEngine;
   readonly session: PeerSession;
@@ -34,6 +37,7 @@ export class Resync {
   readonly #startedMs: number;
   readonly #totalBytes: number;
   #doneBytes = 0;
+  #unflushedBytes = 0;
   #endedMs: number | undefined;
   #cursor = 0;
   #stopped = false;
@@ -78,7 +82,16 @@ export class Resync {
       const sent = await this.#options.engine.resyncPiece(this.#options.session, offset, buffer.subarray(0, length));
       if (!sent || this.#stopped) throw new HoldfastError('ERR_HOLDFAST_PEER_LOST', 'the resync target is gone');
       this.#doneBytes += length;
+      await this.#flushNowAndThen(length);
     }
+  }
+
+  /** What the target has flushed need not be sent again if the resync breaks off. */
+  async #flushNowAndThen(length: number): Promise<void> {
+    this.#unflushedBytes += length;
+    if (this.#unflushedBytes < FLUSH_EVERY_BYTES) return;
+    this.#unflushedBytes = 0;
+    await this.#options.engine.flushReplica();
   }
 
   /** The next run of marked grains that no worker has taken. */

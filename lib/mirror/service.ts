@@ -119,7 +119,7 @@ export class MirrorService {
   #handleForwarding(): void {
     const node = this.#node;
     node.handle(forwardReadMethod, async ({ control: { volume, offset, length } }, session) => {
-      const data = await this.#volume(volume, session).peerRead(offset, length);
+      const data = await this.#volume(volume, session).peerRead(session, offset, length);
       return { control: {}, data: [data] };
     });
     node.handle(forwardWriteMethod, async ({ control, data }, session) => {
@@ -134,12 +134,12 @@ export class MirrorService {
       return DONE;
     });
     node.handle(forwardFlushMethod, async ({ control: { volume } }, session) => {
-      await this.#volume(volume, session).peerFlush();
+      await this.#volume(volume, session).peerFlush(session);
       return DONE;
     });
   }
 }
 
 function forwardedFrom(control: { request: number; doneBelow: number }, session: PeerSession): ForwardedFrom {
-  return { incarnation: session.peer.incarnation, request: control.request, doneBelow: control.doneBelow };
+  return { session, request: control.request, doneBelow: control.doneBelow };
 }

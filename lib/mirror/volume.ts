@@ -13,7 +13,7 @@ import { BaseDevice, checkRange } from '../storage/base-device.ts';
 import type { BlockDevice, Geometry, IoOptions, WriteOptions, WriteZeroesOptions } from '../storage/block-device.ts';
 import { Controller, type ControllerEvent, type ControllerStatus } from './controller.ts';
 import { MirrorEngine } from './engine.ts';
-import { checkSameProcess, type ForwardedWrite, Forwarder, pieces } from './forwarder.ts';
+import { checkSameProcess, type ForwardedWrite, Forwarder, MAX_SPAN, pieces } from './forwarder.ts';
 import { Gate, type OpenGate } from './gate.ts';
 import type { MemberStore } from './member-store.ts';
 import { Once } from './once.ts';
@@ -36,8 +36,8 @@ export interface MirroredVolumeOptions {
   readonly isBlank?: () => Promise<boolean>;
   /** Milliseconds, default 5000; at least the session lease. */
   readonly startupWaitMs?: number;
-  /** Requests that may wait behind a closed gate, default 4096. */
-  readonly maxWaiting?: number;
+  /** Requests (pieces of 1 MiB) of this member's clients that may be under way or wait, default 8192. */
+  readonly maxRequests?: number;
   /** Forwarded pieces under way, default 128. */
   readonly forwardWindow?: number;
   /** Resync pieces under way, default 16, each of at most `resyncPieceBytes`, default 256 KiB. */
@@ -51,7 +51,7 @@ const RETRY_MS = 10;
 
 /** Who forwarded a request, and its place among that process's requests. */
 export interface ForwardedFrom {
-  readonly incarnation: string;
+  readonly session: PeerSession;
   readonly request: number;
   readonly doneBelow: number;
 }
@@ -70,6 +70,8 @@ export class MirroredVolume extends BaseDevice {
   readonly #once: Once;
   readonly #options: MirroredVolumeOptions;
   readonly #service: MirrorService;
+  readonly #maxRequests: number;
+  #underWay = 0;
   #stopping: Promise<void> | undefined;
 
   private constructor(options: MirroredVolumeOptions, service: MirrorService) {
@@ -81,9 +83,10 @@ export class MirroredVolume extends BaseDevice {
     this.volumeId = options.volumeId;
     this.memberNames = options.memberNames;
     this.geometry = { ...device.geometry, sizeBytes: store.sizeBytes };
-    this.#gate = new Gate(options.maxWaiting ?? 4096);
+    this.#maxRequests = options.maxRequests ?? 8192;
+    this.#gate = new Gate(this.#maxRequests);
     this.#forwarder = new Forwarder(options.volumeId, window);
-    this.#once = new Once(window * 2);
+    this.#once = new Once(MAX_SPAN * 2);
     this.#engine = new MirrorEngine({
       volumeId: options.volumeId,
       device,
@@ -116,7 +119,12 @@ export class MirroredVolume extends BaseDevice {
     const service = MirrorService.of(options.node);
     const volume = new MirroredVolume(options, service);
     service.add(volume);
-    await volume.controller.start(options.node.session(volume.peerName));
+    try {
+      await volume.controller.start(options.node.session(volume.peerName));
+    } catch (error) {
+      service.remove(volume);
+      throw error;
+    }
     return volume;
   }
 
@@ -151,7 +159,7 @@ export class MirroredVolume extends BaseDevice {
       return this.#attemptWrite(
         options?.signal,
         () => this.#engine.write(at, part, flags),
-        (session, write) => this.#forwarder.write(session, write, at, part, flags.fua),
+        (session, write) => this.#forwarder.write(session, write, at, stableCopy(part, flags.stable), flags.fua),
       );
     });
     await allEnded(writes);
@@ -193,6 +201,16 @@ export class MirroredVolume extends BaseDevice {
 
   /** One try after the other until the gate leads to a member that executes it. */
   async #attempt(signal: AbortSignal | undefined, tryOnce: (gate: OpenGate) => Promise<void>): Promise<void> {
+    if (this.#underWay >= this.#maxRequests) throw tooMany(this.name, this.#underWay);
+    this.#underWay += 1;
+    try {
+      await this.#attemptUntilDone(signal, tryOnce);
+    } finally {
+      this.#underWay -= 1;
+    }
+  }
+
+  async #attemptUntilDone(signal: AbortSignal | undefined, tryOnce: (gate: OpenGate) => Promise<void>): Promise<void> {
     for (;;) {
       const gate = await this.#gate.enter(signal);
       const { epoch } = this.#gate;
@@ -211,15 +229,19 @@ export class MirroredVolume extends BaseDevice {
     local: () => Promise<void>,
     forward: (session: PeerSession, write: ForwardedWrite) => Promise<void>,
   ): Promise<void> {
-    const write = this.#forwarder.begin();
+    let write: ForwardedWrite | undefined;
     try {
-      await this.#attempt(signal, (gate) => {
-        if (gate.mode === 'forward') return forward(gate.session, write);
-        checkSameProcess(write, undefined);
-        return local();
+      await this.#attempt(signal, async (gate) => {
+        if (gate.mode === 'forward') {
+          write ??= await this.#forwarder.begin();
+          await forward(gate.session, write);
+        } else {
+          if (write !== undefined) checkSameProcess(write, undefined);
+          await local();
+        }
       });
     } finally {
-      this.#forwarder.end(write);
+      if (write !== undefined) this.#forwarder.end(write);
     }
   }
 
@@ -238,10 +260,13 @@ export class MirroredVolume extends BaseDevice {
 
   // --- what the other member asks for; called by the service
 
-  async peerRead(offset: number, length: number): Promise<Uint8Array> {
+  async peerRead(session: PeerSession, offset: number, length: number): Promise<Uint8Array> {
     this.#checkPeerRange(offset, length);
-    const buffer = new Uint8Array(length);
-    await this.#attemptForPeer(() => this.#readLocal(offset, buffer));
+    let buffer = NOTHING;
+    await this.#attemptForPeer(session, () => {
+      buffer = new Uint8Array(length);
+      return this.#readLocal(offset, buffer);
+    });
     return buffer;
   }
 
@@ -255,14 +280,15 @@ export class MirroredVolume extends BaseDevice {
     return this.#executeOnce(from, () => this.#engine.writeZeroes(offset, length, fua, mayUnmap));
   }
 
-  peerFlush(): Promise<void> {
-    return this.#attemptForPeer(() => this.#engine.flush());
+  peerFlush(session: PeerSession): Promise<void> {
+    return this.#attemptForPeer(session, () => this.#engine.flush());
   }
 
   /** Applies what the peer's mirror engine sends, straight to the own device. */
   async apply(session: PeerSession, offset: number, length: number, action: ApplyAction): Promise<void> {
     this.#checkPeerRange(offset, length);
-    if (!(await this.controller.accepts(session))) throw accessMoved();
+    await this.controller.settledFor(session);
+    if (this.controller.attached !== session || !session.open) throw accessMoved();
     try {
       await this.#engine.apply(action);
     } catch (error) {
@@ -273,19 +299,21 @@ export class MirroredVolume extends BaseDevice {
   }
 
   #executeOnce(from: ForwardedFrom, local: () => Promise<void>): Promise<void> {
-    return this.#once.run(from.incarnation, from.request, from.doneBelow, () => this.#attemptForPeer(local));
+    const { session, request, doneBelow } = from;
+    return this.#once.run(session.peer.incarnation, request, doneBelow, () => this.#attemptForPeer(session, local));
   }
 
   /**
    * Executes what was forwarded, here only: to forward it once more would go in circles. ERR_HOLDFAST_REFUSED means
    * that it was not executed; the forwarder tries again at its own gate.
    */
-  async #attemptForPeer(local: () => Promise<void>): Promise<void> {
+  async #attemptForPeer(session: PeerSession, local: () => Promise<void>): Promise<void> {
     for (;;) {
       const gate = await this.#gate.enter(undefined).catch((cause: unknown) => {
         throw notHolder(cause);
       });
-      if (gate.mode !== 'local') throw notHolder();
+      // Nobody waits for the answer any more: what counts is asked for again.
+      if (gate.mode !== 'local' || !session.open) throw notHolder();
       const { epoch } = this.#gate;
       try {
         await local();
@@ -300,6 +328,20 @@ export class MirroredVolume extends BaseDevice {
   #checkPeerRange(offset: number, length: number): void {
     checkRange(this.name, this.geometry.sizeBytes, offset, length);
   }
+}
+
+function tooMany(name: string, underWay: number): HoldfastError {
+  return new HoldfastError(
+    'ERR_HOLDFAST_QUEUE_FULL',
+    `${underWay} requests are under way on volume ${name}; wait for some to finish`,
+  );
+}
+
+const NOTHING = new Uint8Array();
+
+/** What is forwarded may wait for credit while its caller has long been answered by another way. */
+function stableCopy(data: Uint8Array, stable: boolean): Uint8Array {
+  return stable ? data : new Uint8Array(data);
 }
 
 /** Access moved between the request's arrival and its execution. */

@@ -93,6 +93,8 @@ function describe(error: unknown): string {
 }
 
 export interface MutableOperation extends Operation {
+  /** How many power cuts there had been when it began. */
+  readonly cuts: number;
   end: number;
   value: number;
   durable?: number;
@@ -102,6 +104,7 @@ export class Histories {
   readonly blocks = new Map<number, MutableOperation[]>();
   #time = 0;
   #stamp = INITIAL_VALUE;
+  #cuts = 0;
   #acknowledged = new Set<MutableOperation>();
 
   tick(): number {
@@ -111,7 +114,7 @@ export class Histories {
 
   begin(kind: 'read' | 'write', block: number): MutableOperation {
     const value = kind === 'write' ? this.#nextStamp() : INITIAL_VALUE;
-    const operation = { kind, value, start: this.tick(), end: Number.POSITIVE_INFINITY };
+    const operation = { kind, value, cuts: this.#cuts, start: this.tick(), end: Number.POSITIVE_INFINITY };
     const history = this.blocks.get(block) ?? [];
     history.push(operation);
     this.blocks.set(block, history);
@@ -121,7 +124,7 @@ export class Histories {
   endWrite(operation: MutableOperation, fua: boolean): void {
     operation.end = this.tick();
     if (fua) operation.durable = operation.end;
-    else this.#acknowledged.add(operation);
+    else if (operation.cuts === this.#cuts) this.#acknowledged.add(operation);
   }
 
   /** The writes that a flush which begins now covers. */
@@ -138,6 +141,7 @@ export class Histories {
 
   /** What was not flushed may be lost: a later flush does not bring it back. */
   powerCut(): void {
+    this.#cuts += 1;
     this.#acknowledged.clear();
   }
 

@@ -1,6 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { systemEnvironment } from '../../lib/base/system-environment.ts';
 import { Metadata } from '../../lib/mirror/metadata.ts';
@@ -172,13 +173,46 @@ test('the member without access stops while writes go on without a pause', async
   const [a, b] = pair.members;
   let going = true;
   const writer = async (lane: number) => {
-    for (let round = 0; going; round += 1) await a.volume.write(lane * 8192, new Uint8Array(8192).fill(round));
+    for (let round = 0; going; round += 1) {
+      await a.volume.write(lane * 8192, new Uint8Array(8192).fill(round));
+      // Alone on a device in memory, nothing else would let the event loop turn.
+      await nextTurn();
+    }
   };
   const writers = Array.from({ length: 16 }, (_, lane) => writer(lane));
   await b.close();
   expect(a.volume.status.record.known.inSync).toBe(1);
   going = false;
   await Promise.all(writers);
+  await pair.cleanUp();
+});
+
+test('a slow write holds up no others that the peer forwards', async () => {
+  const pair = await openPair();
+  const [a, b] = pair.members;
+  const slow = a.faults.inject({ action: { kind: 'hang' }, on: 'write', within: { offset: 0, length: 4096 } });
+  const first = b.volume.write(0, new Uint8Array(4096).fill(1));
+  for (let round = 0; round < 20; round += 1) {
+    const writes = Array.from({ length: 50 }, (_, index) => b.volume.write((index + 1) * 4096, new Uint8Array(4096)));
+    await Promise.all(writes);
+  }
+  slow.remove();
+  await first;
+  expect(await sameContent(pair.members)).toBe(true);
+  await pair.cleanUp();
+});
+
+test('more requests at once than the volume takes are refused, and cost it no member', async () => {
+  const pair = await openPair();
+  const [a] = pair.members;
+  const block = new Uint8Array(512);
+  const writes = await Promise.allSettled(Array.from({ length: 9000 }, () => a.volume.write(0, block)));
+  const refused = writes
+    .filter(({ status }) => status === 'rejected')
+    .map((write) => (write as PromiseRejectedResult).reason);
+  expect(refused.length).toBe(9000 - 8192);
+  expect(new Set(refused.map(({ code }) => code))).toEqual(new Set(['ERR_HOLDFAST_QUEUE_FULL']));
+  expect(a.volume.status.role).toBe('paired');
   await pair.cleanUp();
 });
 
