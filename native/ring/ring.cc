@@ -185,11 +185,13 @@ void Ring::Drain() {
   draining_ = true;
   engine_->BeginReaping();
   uint32_t round = 0;
+  // What EndReaping sees may be stale: the kernel can raise its flag for work that an earlier round has already done.
+  // So the last look decides, and it comes after the event is armed again: what it misses, the event tells.
   do {
     while (round < kRounds && ReapOnce()) round++;
-  } while (engine_->EndReaping() && round < kRounds);
+  } while (engine_->EndReaping() && round++ < kRounds && ReapOnce());
   draining_ = false;
-  if (round == kRounds || engine_->Stalled()) engine_->Poke();
+  if (round >= kRounds || engine_->Stalled()) engine_->Poke();
   KeepLoopAlive();
   if (closing_ && in_flight_ == 0) CloseHandles();
 }

@@ -2,9 +2,11 @@ import { execFile } from 'node:child_process';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { openDevice } from '../../lib/storage/open-device.ts';
 import { openRing } from '../../lib/storage/ring.ts';
 import { engines } from './engines.ts';
 
@@ -70,6 +72,19 @@ describe.each(engines)('with the engine %s', (engine) => {
       timeout: 20_000,
     });
     expect(stdout).toBe('done\n');
+  });
+
+  // A flag that the kernel had raised late for work already done once kept the ring, idle, in its loop for ever.
+  test('a ring that falls idle again and again gives the loop back each time', async () => {
+    const device = await openDevice(join(folder, `bursts-${engine}`), { engine, create: { sizeBytes: 1024 * 1024 } });
+    const buffers = Array.from({ length: 32 }, () => new Uint8Array(4096));
+    for (let burst = 0; burst < 500; burst += 1) {
+      const reads = buffers.slice(0, 1 + (burst % 32)).map((buffer, index) => device.read(index * 4096, buffer));
+      await Promise.all(reads);
+      await nextTurn();
+    }
+    expect(device.stats().errors).toBe(0);
+    await device.close();
   });
 
   test('workers that end with requests in flight end cleanly, again and again', async () => {
