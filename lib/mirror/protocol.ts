@@ -63,7 +63,16 @@ export type Meeting = z.infer<typeof meetingSchema>;
 
 const empty = z.strictObject({});
 
-const define = <Request, Response>(method: Method<Request, Response>): Method<Request, Response> => method;
+type Shape<Request, Response> = Omit<Method<Request, Response>, 'maxRequestDataBytes' | 'maxResponseDataBytes'>;
+
+/** Most methods carry no data beside their bodies. */
+function define<Request, Response>(
+  shape: Shape<Request, Response>,
+  limits: { readonly requestBytes?: number; readonly responseBytes?: number } = {},
+): Method<Request, Response> {
+  const { requestBytes = 0, responseBytes = 0 } = limits;
+  return { ...shape, maxRequestDataBytes: requestBytes, maxResponseDataBytes: responseBytes };
+}
 
 export const attachMethod = define({
   id: 1,
@@ -71,20 +80,19 @@ export const attachMethod = define({
   channel: 'control',
   request: meetingSchema,
   response: meetingSchema,
-  maxRequestDataBytes: 0,
-  maxResponseDataBytes: 0,
 });
 
 /** The answer's data is the target's bitmap; it can be a large one. */
-export const adoptMethod = define({
-  id: 2,
-  name: 'adopt',
-  channel: 'bulk',
-  request: z.strictObject({ volume: id, view: viewSchema, scope: z.enum(['nothing', 'bitmap', 'all']) }),
-  response: empty,
-  maxRequestDataBytes: 0,
-  maxResponseDataBytes: MAX_BITMAP_BYTES,
-});
+export const adoptMethod = define(
+  {
+    id: 2,
+    name: 'adopt',
+    channel: 'bulk',
+    request: z.strictObject({ volume: id, view: viewSchema, scope: z.enum(['nothing', 'bitmap', 'all']) }),
+    response: empty,
+  },
+  { responseBytes: MAX_BITMAP_BYTES },
+);
 
 const viewRequest = z.strictObject({ volume: id, view: viewSchema });
 
@@ -94,8 +102,6 @@ export const joinMethod = define({
   channel: 'control',
   request: viewRequest,
   response: empty,
-  maxRequestDataBytes: 0,
-  maxResponseDataBytes: 0,
 });
 
 export const leaveMethod = define({
@@ -104,8 +110,6 @@ export const leaveMethod = define({
   channel: 'control',
   request: z.strictObject({ volume: id }),
   response: z.strictObject({ granted: z.boolean(), number: viewNumber }),
-  maxRequestDataBytes: 0,
-  maxResponseDataBytes: 0,
 });
 
 export const leftMethod = define({
@@ -115,8 +119,6 @@ export const leftMethod = define({
   /** `flushed`: all that the leaver has confirmed is durable. */
   request: z.strictObject({ volume: id, view: viewSchema, flushed: z.boolean() }),
   response: empty,
-  maxRequestDataBytes: 0,
-  maxResponseDataBytes: 0,
 });
 
 /** Member 1 has opened the volume: member 0 may begin a meeting. */
@@ -126,22 +128,21 @@ export const readyMethod = define({
   channel: 'control',
   request: z.strictObject({ volume: id }),
   response: empty,
-  maxRequestDataBytes: 0,
-  maxResponseDataBytes: 0,
 });
 
 const range = { volume: id, offset: whole };
 
 /** From the mirror engine of the access holder to the other's, which writes straight to its device. */
-export const writeMethod = define({
-  id: 10,
-  name: 'write',
-  channel: 'bulk',
-  request: z.strictObject({ ...range, fua: z.boolean() }),
-  response: empty,
-  maxRequestDataBytes: MAX_PIECE_BYTES,
-  maxResponseDataBytes: 0,
-});
+export const writeMethod = define(
+  {
+    id: 10,
+    name: 'write',
+    channel: 'bulk',
+    request: z.strictObject({ ...range, fua: z.boolean() }),
+    response: empty,
+  },
+  { requestBytes: MAX_PIECE_BYTES },
+);
 
 const zeroRequest = z.strictObject({ ...range, length: whole, fua: z.boolean(), mayUnmap: z.boolean() });
 
@@ -151,8 +152,6 @@ export const zeroMethod = define({
   channel: 'bulk',
   request: zeroRequest,
   response: empty,
-  maxRequestDataBytes: 0,
-  maxResponseDataBytes: 0,
 });
 
 export const flushMethod = define({
@@ -161,8 +160,6 @@ export const flushMethod = define({
   channel: 'bulk',
   request: z.strictObject({ volume: id }),
   response: empty,
-  maxRequestDataBytes: 0,
-  maxResponseDataBytes: 0,
 });
 
 /**
@@ -172,25 +169,27 @@ export const flushMethod = define({
  */
 const forwarded = { ...range, request: whole, doneBelow: whole };
 
-export const forwardReadMethod = define({
-  id: 20,
-  name: 'forward-read',
-  channel: 'bulk',
-  request: z.strictObject({ ...range, length: piece }),
-  response: empty,
-  maxRequestDataBytes: 0,
-  maxResponseDataBytes: MAX_PIECE_BYTES,
-});
+export const forwardReadMethod = define(
+  {
+    id: 20,
+    name: 'forward-read',
+    channel: 'bulk',
+    request: z.strictObject({ ...range, length: piece }),
+    response: empty,
+  },
+  { responseBytes: MAX_PIECE_BYTES },
+);
 
-export const forwardWriteMethod = define({
-  id: 21,
-  name: 'forward-write',
-  channel: 'bulk',
-  request: z.strictObject({ ...forwarded, fua: z.boolean() }),
-  response: empty,
-  maxRequestDataBytes: MAX_PIECE_BYTES,
-  maxResponseDataBytes: 0,
-});
+export const forwardWriteMethod = define(
+  {
+    id: 21,
+    name: 'forward-write',
+    channel: 'bulk',
+    request: z.strictObject({ ...forwarded, fua: z.boolean() }),
+    response: empty,
+  },
+  { requestBytes: MAX_PIECE_BYTES },
+);
 
 export const forwardZeroMethod = define({
   id: 22,
@@ -198,8 +197,6 @@ export const forwardZeroMethod = define({
   channel: 'bulk',
   request: z.strictObject({ ...forwarded, length: whole, fua: z.boolean(), mayUnmap: z.boolean() }),
   response: empty,
-  maxRequestDataBytes: 0,
-  maxResponseDataBytes: 0,
 });
 
 export const forwardFlushMethod = define({
@@ -208,6 +205,4 @@ export const forwardFlushMethod = define({
   channel: 'bulk',
   request: z.strictObject({ volume: id }),
   response: empty,
-  maxRequestDataBytes: 0,
-  maxResponseDataBytes: 0,
 });
