@@ -66,10 +66,8 @@ export type HoldfastErrorCode =
   | 'ERR_HOLDFAST_USAGE'
   | 'ERR_HOLDFAST_VERSION'
   | 'ERR_HOLDFAST_WRONG_CLUSTER'
-  | 'ERR_HOLDFAST_WRONG_DEVICE'
   | 'ERR_HOLDFAST_WRONG_KEY'
-  | 'ERR_HOLDFAST_WRONG_PEER'
-  | 'ERR_HOLDFAST_WRONG_VOLUME';
+  | 'ERR_HOLDFAST_WRONG_PEER';
 
 export interface HoldfastErrorOptions {
   /** The error underneath, kept for diagnosis. */

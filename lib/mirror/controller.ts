@@ -104,6 +104,8 @@ export class Controller {
   /** This member is the target of the verdict that was reached in this session. */
   #targetOf: PeerSession | undefined;
   #peerLeaving: PeerSession | undefined;
+  /** A view with both is being made durable: whether the disk has it already is not known. */
+  #joining = false;
   #leaving = false;
   #stopped = false;
   #failed: HoldfastError | undefined;
@@ -256,9 +258,6 @@ export class Controller {
     this.#joining = false;
     this.#role = 'none';
   }
-
-  /** A view with both is being made durable: whether the disk has it already is not known. */
-  #joining = false;
 
   // --- alone
 

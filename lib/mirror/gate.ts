@@ -39,10 +39,6 @@ export class Gate {
     return this.#epoch;
   }
 
-  get waiting(): number {
-    return this.#waiters.size;
-  }
-
   set(state: GateState): void {
     this.#state = state;
     this.#epoch += 1;
