@@ -1,0 +1,32 @@
+/**
+ * Bugs that tests plant, to show that the simulation finds them: the place that is to go wrong asks `isPlanted`. Only
+ * holdfast/testing plants; nothing that a user can set reaches this.
+ */
+
+export const PLANTED_BUGS = [
+  'acknowledged-before-peer',
+  'view-written-late',
+  'stale-member-serves',
+  'lease-not-checked-after-device',
+  'log-retired-before-flush',
+  'bitmap-seeded-with-in-flight-only',
+  'resync-over-newer-data',
+  'superblock-written-once',
+  'overlap-unordered-at-receiver',
+  'access-before-replicated',
+  'dropped-flush',
+  'yield-skipped',
+] as const;
+
+export type PlantedBug = (typeof PLANTED_BUGS)[number];
+
+let planted: PlantedBug | undefined;
+
+export function isPlanted(bug: PlantedBug): boolean {
+  return planted === bug;
+}
+
+/** For this process, until it is taken out with `undefined`. */
+export function plantBug(bug: PlantedBug | undefined): void {
+  planted = bug;
+}
