@@ -91,6 +91,7 @@ async function shapeOf(config: NodeConfig, volume: VolumeConfig, path: string): 
     volumeId: volumeIdOf(volume),
     sizeBytes: volume.sizeBytes,
     grainBytes: volume.bitmapGrainBytes,
+    activityLogExtentBytes: volume.activityLogExtentBytes,
     member: memberIndexOf(config, volume),
     memberName: config.name,
     deviceIdentity: (await deviceIdentity(path)).id,
@@ -99,7 +100,7 @@ async function shapeOf(config: NodeConfig, volume: VolumeConfig, path: string): 
 
 /** A new file; one that exists is taken only if the operator has named it. */
 async function createMetadataFile(path: string, shape: MemberShape, options: CreateOptions): Promise<BlockDevice> {
-  const sizeBytes = metadataBytes(shape.sizeBytes, shape.grainBytes);
+  const sizeBytes = metadataBytes(shape.sizeBytes, shape.grainBytes, shape.activityLogExtentBytes);
   if (!options.overwrite.includes(path)) return openDevice(path, { create: { sizeBytes } });
   const device = await openDevice(path);
   if (device.geometry.sizeBytes >= sizeBytes) return device;
@@ -204,6 +205,7 @@ function checkBelongs(
     ['the member', `${store.member} (${store.memberName})`, `${expected.member} (${expected.memberName})`],
     ['sizeBytes', store.sizeBytes, expected.sizeBytes],
     ['bitmapGrainBytes', store.grainBytes, expected.grainBytes],
+    ['activityLogExtentBytes', store.activityLogExtentBytes, expected.activityLogExtentBytes],
   ];
   if (bound) checks.push(['the device', store.deviceIdentity, expected.deviceIdentity]);
   for (const [what, found, wanted] of checks) {

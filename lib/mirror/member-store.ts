@@ -1,7 +1,10 @@
 /** What a controller needs of a member's durable metadata. metadata.ts is the real one. */
+import type { VoterStore } from '../peer/arbiter.ts';
+import type { ActivityLog } from './activity-log.ts';
 import type { MemberIndex, MemberRecord } from './view.ts';
 
-export interface MemberStore {
+/** The parts that write to it need not know of each other: each write carries the newest of everything. */
+export interface MemberStore extends VoterStore {
   readonly member: MemberIndex;
   readonly sizeBytes: number;
   readonly grainBytes: number;
@@ -9,7 +12,9 @@ export interface MemberStore {
   readonly record: MemberRecord;
   /** The bitmap that was saved by the last clean stop, if the record still says clean. */
   readonly savedMarks: Uint8Array | undefined;
-  /** Mends a superblock that was found damaged when the store was opened; else writes nothing. Before all other writes. */
+  /** If the record said clean when it was opened, it names nothing: the saved bitmap counts. */
+  readonly log: ActivityLog;
+  /** Mends what was found damaged when the store was opened; else writes nothing. Before all other writes. */
   repair(): Promise<void>;
   /** Durable, on both superblocks, when resolved. */
   write(record: MemberRecord): Promise<void>;

@@ -44,6 +44,7 @@ const recordSchema = z.strictObject({
   baseId: id,
   dataState: z.enum(['created', 'up-to-date', 'inconsistent']),
   clean: z.boolean(),
+  sinceMs: whole,
 });
 
 export const meetingSchema = z.strictObject({

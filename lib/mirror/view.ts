@@ -52,6 +52,8 @@ export interface MemberRecord {
   readonly dataState: DataState;
   /** Stopped cleanly: the saved bitmap holds every difference from the peer. */
   readonly clean: boolean;
+  /** When this view was entered, whole milliseconds of the wall clock: for showing to people only. 0: not known. */
+  readonly sinceMs: number;
 }
 
 export const CREATED_RECORD: MemberRecord = {
@@ -62,6 +64,7 @@ export const CREATED_RECORD: MemberRecord = {
   baseId: NO_VIEW,
   dataState: 'created',
   clean: false,
+  sinceMs: 0,
 };
 
 export function maskOf(...members: readonly MemberIndex[]): number {
@@ -96,6 +99,7 @@ export function enterView(record: MemberRecord, view: View, baseId: ViewId): Mem
     baseId,
     dataState: 'up-to-date',
     clean: false,
+    sinceMs: 0,
   };
 }
 

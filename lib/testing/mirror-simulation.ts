@@ -21,6 +21,7 @@ import type { SimulatedRandom } from './simulated-random.ts';
 /** The disks' logical block: what a crash never tears, and so the unit of the histories. */
 const BLOCK_BYTES = 4096;
 const GRAIN_BYTES = 4 * BLOCK_BYTES;
+const LOG_EXTENT_BYTES = 4 * GRAIN_BYTES;
 const VOLUME_BYTES = 32 * GRAIN_BYTES;
 const DISK_BYTES = VOLUME_BYTES + 128 * 1024;
 const VOLUME_ID = 'c0ffee00c0ffee00c0ffee00c0ffee00';
@@ -321,7 +322,8 @@ class MirrorSimulation {
 
   async #format(server: SimulatedServer, member: 0 | 1): Promise<void> {
     const device = server.disk.open();
-    const shape = { volumeId: VOLUME_ID, sizeBytes: VOLUME_BYTES, grainBytes: GRAIN_BYTES, member } as const;
+    const grains = { grainBytes: GRAIN_BYTES, activityLogExtentBytes: LOG_EXTENT_BYTES };
+    const shape = { volumeId: VOLUME_ID, sizeBytes: VOLUME_BYTES, ...grains, member } as const;
     const create = Metadata.create(device, { ...shape, memberName: server.name, deviceIdentity: server.name });
     await this.#within(
       create.then(() => device.close()),

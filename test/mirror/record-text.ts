@@ -37,6 +37,7 @@ function parseRecord(
     baseId: viewId(after('base') ?? `v${number}`),
     dataState,
     clean: false,
+    sinceMs: 0,
   };
 }
 

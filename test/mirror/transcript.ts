@@ -53,7 +53,8 @@ export class Pair {
   async format(): Promise<void> {
     for (const [member, name] of ([...NAMES] as const).entries()) {
       const device = this.#disks.get(name)!.open();
-      const shape = { volumeId: VOLUME_ID, sizeBytes: VOLUME_BYTES, grainBytes: GRAIN_BYTES, memberName: name };
+      const grains = { grainBytes: GRAIN_BYTES, activityLogExtentBytes: GRAIN_BYTES };
+      const shape = { volumeId: VOLUME_ID, sizeBytes: VOLUME_BYTES, ...grains, memberName: name };
       const create = Metadata.create(device, { ...shape, member: member === 0 ? 0 : 1, deviceIdentity: name });
       await this.until(create.then(() => device.close()));
     }
@@ -158,6 +159,9 @@ export class Pair {
       grainBytes: store.grainBytes,
       record: store.record,
       savedMarks: store.savedMarks,
+      log: store.log,
+      voter: store.voter,
+      writeVoter: (voter) => store.writeVoter(voter),
       repair: () => store.repair(),
       write: (record) => told(record, store.write(record)),
       writeClean: (record, marks) => told(record, store.writeClean(record, marks)),

@@ -17,6 +17,7 @@ const shape = {
   volumeId: 'cd'.repeat(16),
   sizeBytes: conformanceSizeBytes,
   grainBytes: 65_536,
+  activityLogExtentBytes: 1024 * 1024,
   deviceIdentity: 'memory',
 };
 
