@@ -26,6 +26,7 @@
  */
 import { crc32c } from '../base/checksum.ts';
 import { assert, HoldfastError } from '../base/errors.ts';
+import { isPlanted } from '../base/planted-bug.ts';
 import type { BlockDevice } from './block-device.ts';
 
 export const superblockMagic = Buffer.from('HOLDFAST', 'ascii');
@@ -261,6 +262,10 @@ export class SuperblockPair {
       await this.#device.flush();
       this.#good[copy] = true;
       this.#payload = payload;
+      if (isPlanted('superblock-written-once')) {
+        this.#good[copy === 0 ? 1 : 0] = false;
+        break;
+      }
     }
     this.#damage = [];
   }

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
-import { expect, test } from 'vitest';
+import { expect, onTestFinished, test } from 'vitest';
+import { plantBug } from '../../lib/base/planted-bug.ts';
 import { FaultyDevice } from '../../lib/storage/faulty-device.ts';
 import { MemoryDevice } from '../../lib/storage/memory-device.ts';
 import {
@@ -58,6 +59,19 @@ test('both copies are written at the same sequence, with a flush after each', as
   };
   await pair.write(text('two'));
   expect(log).toEqual(['write 8192 sequence 2', 'flush', 'write 32768 sequence 2', 'flush']);
+});
+
+test('the planted bug writes one copy at a time, so that rot of the newest brings back the one before', async () => {
+  onTestFinished(() => plantBug(undefined));
+  for (const bug of [undefined, 'superblock-written-once'] as const) {
+    plantBug(bug);
+    const { memory, device } = makeDevice();
+    const pair = await SuperblockPair.create(device, format, layout, text('one'));
+    await pair.write(text('two'));
+    await pair.write(text('three'));
+    await damage(memory, layout.copyOffsets[0]);
+    expect(words(await SuperblockPair.open(device, format, layout))).toBe(bug === undefined ? 'three' : 'two');
+  }
 });
 
 test.each([0, 1])('one rotten copy (%i) is told, and the next write mends it', async (copy) => {
