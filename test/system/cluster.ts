@@ -1,4 +1,7 @@
-/** A volume mirrored by two real server processes over files in a temporary folder, for the system tests. */
+/**
+ * A volume mirrored by two real server processes over files in a temporary folder, for the system tests. A third
+ * server, c, has no copy. They reach each other over loopback, or in a network that a test can cut.
+ */
 import { open, rm, truncate, writeFile } from 'node:fs/promises';
 import { setTimeout as wait } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -14,6 +17,7 @@ import { Child, run, TemporaryFolder } from './processes.ts';
 export const MIB = 2 ** 20;
 export const NODES = ['a', 'b'] as const;
 export type NodeName = (typeof NODES)[number];
+export type ServerName = NodeName | 'c';
 
 const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 const METADATA_ROOM_BYTES = 2 * MIB;
@@ -23,36 +27,68 @@ export interface ClusterOptions {
   readonly sizeBytes: number;
   readonly onLostPeer?: unknown;
   readonly leaseMs?: number;
+  /** Default: loopback. */
+  readonly network?: ClusterNetwork;
+  /** Also a server c, which has no copy. Default false. */
+  readonly third?: boolean;
+  /** Hears whatever a server prints. */
+  readonly onOutput?: (server: ServerName, text: string) => void;
+}
+
+/** Where the servers run. */
+export interface ClusterNetwork {
+  /** Where the others reach a server, as the configuration writes it. */
+  address(server: ServerName): string;
+  /** A command line that runs the given one at the server's place, in one and the same process. */
+  commandAt(server: ServerName, command: readonly string[]): readonly string[];
+}
+
+async function loopback(servers: readonly ServerName[]): Promise<ClusterNetwork> {
+  const ports = new Map<ServerName, number>();
+  for (const server of servers) ports.set(server, await freePort());
+  return { address: (server) => `127.0.0.1:${ports.get(server)}`, commandAt: (_server, command) => command };
 }
 
 export class Cluster implements AsyncDisposable {
   readonly folder: TemporaryFolder;
   readonly sizeBytes: number;
-  readonly #servers = new Map<NodeName, Child>();
+  /** All that the cluster consists of. */
+  readonly names: readonly ServerName[];
+  readonly #network: ClusterNetwork;
+  readonly #onOutput: ClusterOptions['onOutput'];
+  readonly #servers = new Map<ServerName, Child>();
 
-  private constructor(folder: TemporaryFolder, sizeBytes: number) {
+  private constructor(
+    folder: TemporaryFolder,
+    names: readonly ServerName[],
+    network: ClusterNetwork,
+    options: ClusterOptions,
+  ) {
     this.folder = folder;
-    this.sizeBytes = sizeBytes;
+    this.names = names;
+    this.sizeBytes = options.sizeBytes;
+    this.#network = network;
+    this.#onOutput = options.onOutput;
   }
 
   /** Devices, configuration and both members; no server runs yet. */
   static async create(options: ClusterOptions): Promise<Cluster> {
     const { sizeBytes, onLostPeer = { preferred: 'a' }, leaseMs = 3000 } = options;
-    const cluster = new Cluster(await TemporaryFolder.make(), sizeBytes);
+    const names: readonly ServerName[] = options.third ? [...NODES, 'c'] : NODES;
+    const network = options.network ?? (await loopback(names));
+    const cluster = new Cluster(await TemporaryFolder.make(), names, network, options);
     await run(process.execPath, main, 'make-key', cluster.folder.file('cluster.key'));
     const config = {
       cluster: 'system-tests',
       keyFile: 'cluster.key',
       heartbeatMs: leaseMs / 6,
       leaseMs,
-      nodes: await Promise.all(
-        NODES.map(async (name) => ({
-          name,
-          addresses: [`127.0.0.1:${await freePort()}`],
-          control: `${name}.control`,
-          exports: [{ volume: 'data', address: `unix:${name}.nbd` }],
-        })),
-      ),
+      nodes: names.map((name) => ({
+        name,
+        addresses: [network.address(name)],
+        control: `${name}.control`,
+        exports: name === 'c' ? [] : [{ volume: 'data', address: `unix:${name}.nbd` }],
+      })),
       volumes: [
         {
           name: 'data',
@@ -75,7 +111,7 @@ export class Cluster implements AsyncDisposable {
   /** Both servers run, and both copies are up to date. */
   static async running(options: ClusterOptions): Promise<Cluster> {
     const cluster = await Cluster.create(options);
-    await Promise.all(NODES.map((node) => cluster.start(node)));
+    await Promise.all(cluster.names.map((name) => cluster.start(name)));
     await cluster.online();
     return cluster;
   }
@@ -103,20 +139,22 @@ export class Cluster implements AsyncDisposable {
   }
 
   /** Starts a server and waits until its exports are there. */
-  async start(node: NodeName): Promise<void> {
-    const words = [main, 'serve', this.#config, '--node', node, '--until-stdin-ends'];
-    const server = new Child(process.execPath, words, { stdin: 'open' });
-    this.#servers.set(node, server);
-    await server.ready(() => server.output.includes(`${node}: ready`));
+  async start(name: ServerName): Promise<void> {
+    const serve = [process.execPath, main, 'serve', this.#config, '--node', name, '--until-stdin-ends'];
+    const [command, ...words] = this.#network.commandAt(name, serve);
+    const server = new Child(command!, words, { stdin: 'open' });
+    server.process.stdout!.on('data', (chunk: Buffer) => this.#onOutput?.(name, chunk.toString()));
+    this.#servers.set(name, server);
+    await server.ready(() => server.output.includes(`${name}: ready`));
   }
 
-  server(node: NodeName): Child {
-    return this.#servers.get(node)!;
+  server(name: ServerName): Child {
+    return this.#servers.get(name)!;
   }
 
   /** Sends a signal and waits for the server's end; its exit status, null if the signal ended it. */
-  stop(node: NodeName, signal: NodeJS.Signals): Promise<number | null> {
-    return this.server(node).stop(signal);
+  stop(name: ServerName, signal: NodeJS.Signals): Promise<number | null> {
+    return this.server(name).stop(signal);
   }
 
   async status(node: NodeName): Promise<VolumeStatus> {

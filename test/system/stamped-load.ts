@@ -18,6 +18,8 @@ export interface StampedLoadOptions {
   readonly blocks: number;
   /** Operations under way at a time on each server. */
   readonly depth: number;
+  /** The longest pause of a client between two operations, default 0. */
+  readonly restMs?: number;
 }
 
 export class StampedLoad {
@@ -43,6 +45,11 @@ export class StampedLoad {
     while (this.acknowledged[node] < goal && !this.#stopped) await wait(5);
   }
 
+  /** A mark in the order of events, to find an operation's place in it. */
+  mark(): number {
+    return this.#histories.tick();
+  }
+
   /** Ends the load, which needs a volume that serves. */
   async stop(): Promise<void> {
     this.#stopped = true;
@@ -52,7 +59,10 @@ export class StampedLoad {
   /** Reads every block through a server. */
   async readAll(node: NodeName): Promise<void> {
     await using device = await this.#cluster.connect(node);
-    for (let block = 0; block < this.#options.blocks; block += 1) await this.#read(device, block);
+    const { blocks } = this.#options;
+    for (let block = 0; block < blocks; block += NEIGHBOURS) {
+      await this.#read(device, block, Math.min(NEIGHBOURS, blocks - block));
+    }
   }
 
   /** The first block whose history cannot have happened on one device, with what contradicts itself. */
@@ -83,6 +93,7 @@ export class StampedLoad {
     while (!this.#stopped) {
       try {
         await this.#operation(node, device);
+        if (this.#options.restMs !== undefined) await wait(systemRandom.below(this.#options.restMs));
       } catch (error) {
         const { code = 'unknown' } = error as { code?: string };
         this.lost[code] = (this.lost[code] ?? 0) + 1;
@@ -92,29 +103,45 @@ export class StampedLoad {
   }
 
   async #operation(node: NodeName, device: BlockDevice): Promise<void> {
-    const block = systemRandom.below(this.#options.blocks);
+    const { block, count } = this.#somewhere();
     const what = systemRandom.below(100);
-    if (what < 45) await this.#read(device, block);
-    else if (what < 98) await this.#write(node, device, block, what < 50);
-    else await device.flush();
+    if (what < 45) await this.#read(device, block, count);
+    else if (what < 98) await this.#write(node, device, block, count, what < 50);
+    else await this.#flush(device);
   }
 
-  async #read(device: BlockDevice, block: number): Promise<void> {
-    const operation = this.#histories.begin('read', block);
-    const bytes = new Uint8Array(BLOCK_BYTES);
+  /** Mostly one block, else several of a group of neighbours. */
+  #somewhere(): { block: number; count: number } {
+    const block = systemRandom.below(this.#options.blocks);
+    if (systemRandom.below(4) > 0) return { block, count: 1 };
+    const groupEnd = Math.min(block - (block % NEIGHBOURS) + NEIGHBOURS, this.#options.blocks);
+    return { block, count: 1 + systemRandom.below(groupEnd - block) };
+  }
+
+  async #read(device: BlockDevice, block: number, count: number): Promise<void> {
+    const operations = Array.from({ length: count }, (_, index) => this.#histories.begin('read', block + index));
+    const bytes = new Uint8Array(count * BLOCK_BYTES);
     await device.read(this.#offset(block), bytes);
-    operation.value = readStamp(bytes);
-    operation.end = this.#histories.tick();
+    for (const [index, operation] of operations.entries()) {
+      operation.value = readStamp(blockOf(bytes, index));
+      operation.end = this.#histories.tick();
+    }
     this.reads += 1;
   }
 
-  async #write(node: NodeName, device: BlockDevice, block: number, fua: boolean): Promise<void> {
-    const operation = this.#histories.begin('write', block);
-    const bytes = new Uint8Array(BLOCK_BYTES);
-    stamp(bytes, operation.value);
+  async #write(node: NodeName, device: BlockDevice, block: number, count: number, fua: boolean): Promise<void> {
+    const operations = Array.from({ length: count }, (_, index) => this.#histories.begin('write', block + index));
+    const bytes = new Uint8Array(count * BLOCK_BYTES);
+    for (const [index, { value }] of operations.entries()) stamp(blockOf(bytes, index), value);
     await device.write(this.#offset(block), bytes, { fua });
-    this.#histories.endWrite(operation, fua);
+    for (const operation of operations) this.#histories.endWrite(operation, fua);
     this.acknowledged[node] += 1;
+  }
+
+  async #flush(device: BlockDevice): Promise<void> {
+    const covered = this.#histories.coveredByFlush();
+    await device.flush();
+    this.#histories.flushed(covered);
   }
 
   #offset(block: number): number {
@@ -122,6 +149,10 @@ export class StampedLoad {
     const strideBytes = Math.floor(this.#cluster.sizeBytes / clusters / BLOCK_BYTES) * BLOCK_BYTES;
     return Math.floor(block / NEIGHBOURS) * strideBytes + (block % NEIGHBOURS) * BLOCK_BYTES;
   }
+}
+
+function blockOf(bytes: Uint8Array, index: number): Uint8Array {
+  return bytes.subarray(index * BLOCK_BYTES, (index + 1) * BLOCK_BYTES);
 }
 
 /** What happened to the block while the operations in question were under way. */
