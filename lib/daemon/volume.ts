@@ -139,6 +139,7 @@ export async function openVolume(
       volumeId: expected.volumeId,
       memberNames: [volume.members[0]!.node, volume.members[1]!.node],
       onLostPeer: onLostPeerOf(volume),
+      policingExtentBytes: volume.policingExtentBytes,
       device,
       store,
       isBlank: () => isShownBlank(path, { length: volume.sizeBytes }),

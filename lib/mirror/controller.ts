@@ -7,8 +7,10 @@
  * - One step at a time (steps.ts). A step that waits for the peer is abandoned when the session ends.
  * - The gate is open to the own engine only if the durable record names this member in sync and either it is alone in
  *   the view, or the peer is attached and required.
- * - A view that leaves the peer out is durable here before a write is acknowledged without the peer. A view with both
- *   is durable here, and writes need the peer, before the peer may count itself in sync.
+ * - A view that leaves the peer out is decided (quorum.ts) and durable here before a write is acknowledged without the
+ *   peer. A view with both is decided and durable here, and writes need the peer, before the peer may count itself in
+ *   sync.
+ * - While the record does not say clean, the activity log names, durably, all that is marked.
  * - Steps that wait for the peer's steps: member 0's meeting for member 1's, a source's for its target's. A target
  *   waits for nobody but in `leave`, which is answered without a step. So no circle of waiting can close.
  */
@@ -16,10 +18,13 @@
 import type { TimerHandle } from '../base/clock.ts';
 import type { Environment } from '../base/environment.ts';
 import { assert, HoldfastError, isHoldfastError } from '../base/errors.ts';
+import { isPlanted } from '../base/planted-bug.ts';
+import type { Arbiter } from '../peer/arbiter.ts';
 import type { Message, PeerSession, Reply } from '../peer/peer.ts';
+import type { Applier } from './applier.ts';
 import type { MirrorEngine } from './engine.ts';
 import type { Gate } from './gate.ts';
-import { disagreement, type Problem, refusalMessage, stateOf } from './meeting.ts';
+import { decodeClaims, disagreement, encodeClaims, type Problem, refusalMessage, stateOf } from './meeting.ts';
 import type { MemberStore } from './member-store.ts';
 import {
   adoptMethod,
@@ -27,9 +32,11 @@ import {
   joinMethod,
   leaveMethod,
   leftMethod,
+  MAX_CLAIMS,
   type Meeting,
   readyMethod,
 } from './protocol.ts';
+import { type Decision, Quorum } from './quorum.ts';
 import { Resync, type ResyncProgress } from './resync.ts';
 import { type CopyState, type OnLostPeer, ownCopyState, standAlone } from './standing.ts';
 import { Steps } from './steps.ts';
@@ -42,7 +49,6 @@ import {
   type MemberRecord,
   maskOf,
   meet,
-  NO_VIEW,
   nextView,
   otherMember,
   type View,
@@ -58,8 +64,11 @@ export interface ControllerOptions {
   readonly volumeName: string;
   readonly memberNames: readonly [string, string];
   readonly onLostPeer: OnLostPeer;
+  /** With `majority`. */
+  readonly arbiter: Arbiter | undefined;
   readonly store: MemberStore;
   readonly engine: MirrorEngine;
+  readonly applier: Applier;
   readonly gate: Gate;
   /** At start an in-sync member waits this long for its peer before it goes on alone. At least the session lease. */
   readonly startupWaitMs: number;
@@ -91,16 +100,30 @@ export interface ControllerStatus {
   readonly problem: Problem | undefined;
 }
 
+/** A device that has failed may still take the record, within this time. */
+const FAILED_WRITE_MS = 2000;
+/** How long before a majority is asked for again. */
+const RETRY_MAJORITY_MS = 1000;
+
+interface MeetingMessage {
+  readonly control: Meeting;
+  /** Extents with writes under way. */
+  readonly claims: readonly number[];
+}
+
 export class Controller {
   readonly self: MemberIndex;
   readonly #options: ControllerOptions;
   readonly #steps = new Steps();
+  readonly #quorum: Quorum;
   #record: MemberRecord;
   #role: Role = 'none';
   /** The live session with the peer, met or not. */
   #session: PeerSession | undefined;
   /** The session whose data is accepted: the meeting has ended well. */
   #attached: PeerSession | undefined;
+  /** The session in which the peer's server is there, but has not opened the volume. */
+  #absentIn: PeerSession | undefined;
   /** This member is the target of the verdict that was reached in this session. */
   #targetOf: PeerSession | undefined;
   #peerLeaving: PeerSession | undefined;
@@ -129,6 +152,7 @@ export class Controller {
     this.#options = options;
     this.self = options.store.member;
     this.#record = options.store.record;
+    this.#quorum = new Quorum(options.arbiter, this.self);
   }
 
   get record(): MemberRecord {
@@ -143,6 +167,11 @@ export class Controller {
     return this.#attached;
   }
 
+  /** Resolves to true when the peer has taken over for this member's failed device. */
+  get takenOver(): Promise<boolean> {
+    return this.#takenOver;
+  }
+
   /** Nobody else may serve the volume before this time without this member's consent; Infinity if nobody ever may. */
   serveUntilMs(): number {
     const { inSync } = this.#record.known;
@@ -155,18 +184,17 @@ export class Controller {
     const { environment, startupWaitMs, store, engine } = this.#options;
     this.#startupUntilMs = environment.clock.nowMs() + startupWaitMs;
     if (store.savedMarks !== undefined) engine.marks.mergeBytes(store.savedMarks);
-    else if (this.#marksAreLost()) engine.marks.markAll();
+    // A saved bitmap can be damaged.
+    else if (this.#record.clean) engine.marks.markAll();
+    else for (const { offset, length } of engine.own.log.named()) engine.marks.mark(offset, length);
+    engine.own.log.start({
+      clock: environment.clock,
+      isPinned: (offset, length) => engine.isPinned(offset, length),
+      flushWanted: () => void engine.flush().catch(() => {}),
+      onFailure: (error) => void this.deviceFailed(asFailure(error)),
+    });
     if (session !== undefined) this.sessionUp(session);
     return this.#steps.run(() => this.#standAlone());
-  }
-
-  /**
-   * A member that had access and did not stop cleanly had its differences in memory, until a resync has ended; and a
-   * saved bitmap can be damaged.
-   */
-  #marksAreLost(): boolean {
-    const { dataId, dataHolder, clean } = this.#record;
-    return clean || (dataId !== NO_VIEW && dataHolder === this.self);
   }
 
   status(): ControllerStatus {
@@ -196,18 +224,26 @@ export class Controller {
   sessionUp(session: PeerSession): void {
     if (this.#session !== undefined) this.sessionDown(this.#session);
     this.#session = session;
+    this.#quorum.interrupt();
     if (this.self === 0) this.meetAgain(session);
     else this.#background(() => this.#askForMeeting(session));
   }
 
   /** Member 0 begins every meeting: after a new session, and when member 1 says that it is ready for one. */
   meetAgain(session: PeerSession): void {
-    if (this.self === 0 && this.#attached === undefined) this.#background(() => this.#meetAsFirst(session));
+    if (this.self !== 0 || this.#session !== session) return;
+    // The peer has opened the volume anew without a word about the last time: what was agreed then is void.
+    if (this.#attached !== undefined) session.close('the peer has opened the volume again');
+    else {
+      if (this.#absentIn === session) this.#quorum.interrupt();
+      this.#background(() => this.#meetAsFirst(session));
+    }
   }
 
   sessionDown(session: PeerSession): void {
     if (this.#session !== session) return;
     this.#session = undefined;
+    this.#absentIn = undefined;
     this.#leasesUntilMs = Math.max(this.#leasesUntilMs, session.leaseGrantedUntilMs());
     this.#detach('the link to the peer is lost');
     this.#options.onChange({ kind: 'peer-lost' });
@@ -267,34 +303,87 @@ export class Controller {
     const { environment, engine } = this.#options;
     this.#timer?.cancel();
     const nowMs = environment.clock.nowMs();
-    // Only an access holder relies on a lease.
-    const leasesUntilMs = this.#record.known.holder === this.self ? this.#startupUntilMs : this.#aloneFromMs();
+    const leasesUntilMs = Math.max(this.#startupUntilMs, this.#leasesUntilMs);
     const verdict = standAlone({
       record: this.#record,
       self: this.self,
       onLostPeer: this.#options.onLostPeer,
       leasesOver: nowMs >= leasesUntilMs,
+      confirmed: this.#quorum.confirmed,
     });
-    // With a session the peer is alive: only a meeting can settle who goes on.
     if (verdict.kind === 'serve') await this.#serveAlone();
-    else if (verdict.kind === 'go-alone' && this.#session === undefined) {
-      await engine.appliesDone();
-      await this.#enter(nextView(this.#record, 0, this.#newId(), maskOf(this.self), this.self), this.#record.baseId);
-      await this.#serveAlone();
+    else if (verdict.kind === 'wait') {
+      // Nothing that it has under way can be sent again to a peer that goes on without it.
+      if (verdict.rule === 'outdated') engine.seal();
+      this.#closeGate(verdict.rule);
     } else if (verdict.kind === 'await-leases') {
       this.#closeGate(`waiting for the peer's session lease to end (${verdict.rule})`);
-      const again = () => this.#background(() => this.#standAlone());
-      this.#timer = environment.clock.setTimer(leasesUntilMs - nowMs + 1, again);
-    } else this.#closeGate(verdict.rule);
+      this.#standAloneIn(leasesUntilMs - nowMs + 1);
+    }
+    // With a session the peer is alive: only a meeting can settle who goes on.
+    else if (this.#session === undefined || this.#absentIn === this.#session) await this.#goAlone();
   }
 
-  #aloneFromMs(): number {
-    return Math.max(this.#startupUntilMs, this.#leasesUntilMs);
+  #standAloneIn(delayMs: number): void {
+    this.#timer?.cancel();
+    this.#timer = this.#options.environment.clock.setTimer(delayMs, () => this.#background(() => this.#standAlone()));
+  }
+
+  /** Makes a view of this member alone; or takes up the one that it is alone in, if a majority knows no newer one. */
+  async #goAlone(): Promise<void> {
+    const { applier, engine } = this.#options;
+    await applier.done();
+    if (isPlanted('view-written-late')) {
+      engine.open();
+      this.#openLocal();
+    }
+    const decision = await this.#decide((after) =>
+      after.inSync === maskOf(this.self) && after.id === this.#record.known.id ? after : this.#nextView(after),
+    );
+    if (decision === undefined) return;
+    if (decision.view.id !== this.#record.known.id) await this.#enter(decision.view, this.#record.baseId);
+    await this.#serveAlone();
+  }
+
+  #nextView(after: View, inSync = maskOf(this.self), holder = this.self, atLeast = 0): View {
+    return nextView(this.#record, Math.max(after.number, atLeast), this.#newId(), inSync, holder);
+  }
+
+  /**
+   * Has a view decided. Undefined if it is not: this member is outdated then, durably, or has to wait for a majority.
+   * Either way it serves nothing now, and tries again by itself.
+   */
+  async #decide(make: (after: View) => View): Promise<Decision | undefined> {
+    return this.#ask(() => this.#quorum.decide(this.#record, make));
+  }
+
+  async #ask(question: () => Promise<Decision>): Promise<Decision | undefined> {
+    try {
+      const decision = await question();
+      if (decision.kind === 'decided') return decision;
+      await this.#beOutdated(decision.view);
+    } catch (error) {
+      if (isHoldfastError(error, 'ERR_HOLDFAST_NO_MAJORITY')) this.#closeGate('no-majority');
+      else if (!isHoldfastError(error, 'ERR_HOLDFAST_ABORTED')) throw error;
+      this.#standAloneIn(RETRY_MAJORITY_MS);
+    }
+    return undefined;
+  }
+
+  /** Others have gone on, as a majority knows. */
+  async #beOutdated(view: View): Promise<void> {
+    const { engine } = this.#options;
+    this.#closeGate('outdated');
+    engine.seal();
+    await this.#persist(leaveView(this.#record, view, this.#record.dataState));
+    this.#options.onChange({ kind: 'view', view });
   }
 
   async #serveAlone(): Promise<void> {
+    const { engine } = this.#options;
     if (this.#record.clean) await this.#persist({ ...this.#record, clean: false });
-    this.#options.engine.open();
+    engine.access.beginAlone();
+    engine.open();
     this.#openLocal();
   }
 
@@ -313,30 +402,88 @@ export class Controller {
           'this copy is in the middle of a resync: old and new blocks are mixed. Bring the peer back, or accept that with --accept-inconsistent',
         );
       }
-      const { engine } = this.#options;
+      const { engine, applier } = this.#options;
       this.#session?.close('forced');
       engine.seal();
-      await engine.appliesDone();
-      await this.#enter(nextView(this.#record, 0, this.#newId(), maskOf(this.self), this.self), this.#record.baseId);
+      await applier.done();
+      await this.#enter(await this.#forcedView(), this.#record.baseId);
       this.#problem = undefined;
       this.#splitBrain = false;
       await this.#serveAlone();
     });
   }
 
+  /** Decided by a majority if there is one; by the operator's word alone if there is not. */
+  async #forcedView(): Promise<View> {
+    const { record } = this;
+    const wanted = (after: View) => this.#nextView(after);
+    try {
+      const decision = await this.#quorum.decide(record, wanted);
+      if (decision.kind === 'decided') return decision.view;
+      const forced = await this.#quorum.decide({ ...record, known: decision.view }, wanted);
+      return forced.view;
+    } catch (error) {
+      if (!isHoldfastError(error, 'ERR_HOLDFAST_NO_MAJORITY')) throw error;
+      return wanted(record.known);
+    }
+  }
+
   // --- meeting
 
   /** The volume may have been opened after the session came up: member 0 has asked in vain then. */
   async #askForMeeting(session: PeerSession): Promise<void> {
-    await session.request(readyMethod, { volume: this.#options.volumeId });
+    try {
+      await session.request(readyMethod, { volume: this.#options.volumeId });
+    } catch (error) {
+      await this.#peerAbsent(session, error);
+    }
+  }
+
+  /** The peer's server runs, but has not opened the volume: as good as away, until it says that it is ready. */
+  async #peerAbsent(session: PeerSession, error: unknown): Promise<void> {
+    if (!isHoldfastError(error, 'ERR_HOLDFAST_NO_SUCH_VOLUME')) throw error;
+    if (!this.#isLive(session)) return;
+    this.#absentIn = session;
+    await this.#standAlone();
   }
 
   async #meetAsFirst(session: PeerSession): Promise<void> {
     if (!this.#isLive(session) || this.#attached !== undefined || this.#targetOf !== undefined) return;
+    if (!(await this.#upToDate(session))) return;
     const mine = await this.#meeting();
-    if (!this.#isLive(session)) return;
-    const answer = await session.request(attachMethod, mine);
-    await this.#conclude(session, mine, answer.control);
+    const answer = await this.#attachTo(session, mine);
+    if (answer !== undefined) await this.#conclude(session, mine, answer);
+  }
+
+  async #attachTo(session: PeerSession, mine: MeetingMessage): Promise<MeetingMessage | undefined> {
+    if (!this.#isLive(session)) return undefined;
+    try {
+      const { control, data } = await session.request(attachMethod, mine.control, [encodeClaims(mine.claims)]);
+      this.#absentIn = undefined;
+      return { control, claims: decodeClaims(data) };
+    } catch (error) {
+      await this.#peerAbsent(session, error);
+      return undefined;
+    }
+  }
+
+  /** Nothing is built on a view that may have been followed by another which this process does not know of. */
+  async #upToDate(session: PeerSession): Promise<boolean> {
+    if (!this.#quorum.confirmed) {
+      const decision = await this.#ask(() => this.#quorum.confirm(this.#record));
+      if (decision !== undefined && decision.view.id !== this.#record.known.id)
+        await this.#enter(decision.view, this.#record.baseId);
+      if (!this.#quorum.confirmed) this.#meetLater(session);
+    }
+    return this.#quorum.confirmed && this.#isLive(session);
+  }
+
+  #meetLater(session: PeerSession): void {
+    this.#timer?.cancel();
+    this.#timer = this.#options.environment.clock.setTimer(RETRY_MAJORITY_MS, () => {
+      if (this.self === 0) this.meetAgain(session);
+      else this.#background(() => this.#askForMeeting(session));
+    });
   }
 
   /** Answers member 0's attach. The answer leaves before the verdict is carried out, in one step. */
@@ -344,9 +491,11 @@ export class Controller {
     return new Promise((resolve, reject) => {
       const step = async () => {
         if (!this.#isLive(session) || this.self !== 1) throw notNow('attach');
+        if (!(await this.#upToDate(session))) throw notNow('attach');
+        this.#absentIn = undefined;
         const mine = await this.#meeting();
-        resolve({ control: mine });
-        await this.#conclude(session, mine, message.control);
+        resolve({ control: mine.control, data: [encodeClaims(mine.claims)] });
+        await this.#conclude(session, mine, { control: message.control, claims: decodeClaims(message.data) });
       };
       this.#steps.run(step).catch((error: unknown) => {
         reject(error);
@@ -355,33 +504,42 @@ export class Controller {
     });
   }
 
-  async #meeting(): Promise<Meeting> {
-    const { engine, store, volumeId, onLostPeer, memberNames } = this.#options;
-    await engine.appliesDone();
-    return {
+  async #meeting(): Promise<MeetingMessage> {
+    const { engine, applier, store, volumeId, onLostPeer, memberNames } = this.#options;
+    await applier.done();
+    const claims = engine.access.claims();
+    const control = {
       volume: volumeId,
       member: this.self,
       sizeBytes: store.sizeBytes,
       grainBytes: store.grainBytes,
-      onLostPeer: onLostPeer.kind === 'suspend' ? 'suspend' : `preferred ${memberNames[onLostPeer.member]}`,
+      policingExtentBytes: engine.access.extentBytes,
+      onLostPeer: onLostPeer.kind === 'preferred' ? `preferred ${memberNames[onLostPeer.member]}` : onLostPeer.kind,
       record: { ...this.#record, history: [...this.#record.history] },
       blank: this.#record.dataState === 'created' && (await this.#options.isBlank()),
       unmarked: engine.marks.isEmpty,
-      unbroken: this.#unbroken,
+      unbroken: this.#unbroken && claims.length <= MAX_CLAIMS,
       failed: this.#failed !== undefined,
+      changedBytes: engine.marks.dirtyBytes,
+      changedAtMs: Math.max(engine.changedAtMs, this.#record.sinceMs),
     };
+    return { control, claims: control.unbroken ? claims : [] };
   }
 
-  async #conclude(session: PeerSession, mine: Meeting, theirs: Meeting): Promise<void> {
+  async #conclude(session: PeerSession, my: MeetingMessage, their: MeetingMessage): Promise<void> {
     if (!this.#isLive(session)) return;
+    const { control: mine } = my;
+    const { control: theirs } = their;
     const problem = disagreement(mine, theirs);
     if (problem !== undefined) {
       this.#refuse(problem, 'settings');
+      await this.#withoutCopy(session, mine.failed, theirs.failed);
       return;
     }
     const verdict = meet(stateOf(mine), stateOf(theirs));
     if (verdict.kind === 'refuse') {
-      this.#refuse({ code: verdict.code, message: refusalMessage(verdict) }, verdict.rule);
+      const message = refusalMessage(verdict, this.#options.memberNames, mine, theirs);
+      this.#refuse({ code: verdict.code, message }, verdict.rule);
       if (verdict.code === 'ERR_HOLDFAST_SPLIT_BRAIN') this.#stopForSplitBrain();
       return;
     }
@@ -390,9 +548,19 @@ export class Controller {
     // The peer's process has met this one: it relies on no lease of an earlier one any more.
     this.#startupUntilMs = Number.NEGATIVE_INFINITY;
     this.#options.onChange({ kind: 'met', rule: verdict.rule });
-    if (verdict.kind === 'equal') await this.#resume(session);
+    if (verdict.kind === 'equal') await this.#resume(session, my.claims, their.claims);
     else if (verdict.source === this.self) await this.#becomeSource(session, theirs.record, verdict.scope);
     else this.#becomeTarget(session);
+  }
+
+  /** One of the two has no device any more: the other goes on alone, as if it were away, and serves its clients too. */
+  async #withoutCopy(session: PeerSession, mineFailed: boolean, theirsFailed: boolean): Promise<void> {
+    if (mineFailed === theirsFailed) return;
+    if (mineFailed) this.#openForward(session);
+    else {
+      this.#absentIn = session;
+      await this.#standAlone();
+    }
   }
 
   #stopForSplitBrain(): void {
@@ -406,32 +574,33 @@ export class Controller {
     this.#options.onChange({ kind: 'refused', rule, code: problem.code });
   }
 
-  async #resume(session: PeerSession): Promise<void> {
+  async #resume(session: PeerSession, myClaims: readonly number[], theirClaims: readonly number[]): Promise<void> {
     const { engine } = this.#options;
-    const holds = this.#record.known.holder === this.self;
-    if (holds && this.#record.clean) await this.#persist({ ...this.#record, clean: false });
+    if (this.#record.clean) await this.#persist({ ...this.#record, clean: false });
     if (!this.#isLive(session)) return;
+    engine.access.begin(session, this.#record.known.holder, myClaims, theirClaims);
     this.#attached = session;
     this.#bePaired();
-    if (holds) {
-      engine.open();
-      engine.attach(session, true);
-      this.#openLocal();
-    } else this.#openForward(session);
+    engine.reattach(session);
+    this.#openLocal();
   }
 
   async #becomeSource(session: PeerSession, theirs: MemberRecord, scope: 'nothing' | 'bitmap' | 'all'): Promise<void> {
-    const { engine } = this.#options;
-    if (scope === 'all') engine.marks.markAll();
-    await engine.appliesDone();
+    const { engine, applier } = this.#options;
+    await applier.done();
+    if (scope === 'all') {
+      engine.marks.markAll();
+      await engine.own.log.nameAll();
+    }
     // With every grain marked the bitmap counts from any view, also from the target's.
     const baseId = scope === 'all' ? theirs.dataId : this.#record.baseId;
     const view = await this.#aloneView(theirs, baseId);
-    if (!this.#isLive(session)) return;
+    if (view === undefined || !this.#isLive(session)) return;
     const answer = await session.request(adoptMethod, { volume: this.#options.volumeId, view, scope });
     if (view.id !== this.#record.known.id) await this.#enter(view, baseId);
     if (!this.#isLive(session)) return;
-    if (answer.data.length > 0) engine.marks.mergeBytes(answer.data);
+    if (answer.data.length > 0 && !isPlanted('bitmap-seeded-with-in-flight-only')) engine.marks.mergeBytes(answer.data);
+    engine.access.beginAlone();
     this.#attached = session;
     this.#role = 'source';
     engine.open();
@@ -444,14 +613,19 @@ export class Controller {
    * The view without the target in which this source serves. If it is not alone in its view yet, the target has to
    * make the new one durable first: else it could go on by itself, too.
    */
-  async #aloneView(theirs: MemberRecord, baseId: ViewId): Promise<View> {
+  async #aloneView(theirs: MemberRecord, baseId: ViewId): Promise<View | undefined> {
     const { known } = this.#record;
-    const view = nextView(this.#record, theirs.known.number, this.#newId(), maskOf(this.self), this.self);
-    if (known.inSync !== maskOf(this.self)) return view;
     const newest = known.number > theirs.known.number || known.id === theirs.known.id;
-    if (newest) await this.#persist({ ...this.#record, baseId, clean: false });
-    else await this.#enter(view, baseId);
-    return this.#record.known;
+    if (known.inSync === maskOf(this.self) && newest) {
+      await this.#persist({ ...this.#record, baseId, clean: false });
+      return known;
+    }
+    const decision = await this.#decide((after) =>
+      this.#nextView(after, maskOf(this.self), this.self, theirs.known.number),
+    );
+    if (decision === undefined) return undefined;
+    if (known.inSync === maskOf(this.self)) await this.#enter(decision.view, baseId);
+    return decision.view;
   }
 
   #becomeTarget(session: PeerSession): void {
@@ -462,16 +636,16 @@ export class Controller {
   /** The target's side of `adopt`. */
   adopt(view: View, scope: 'nothing' | 'bitmap' | 'all', session: PeerSession): Promise<Reply<Record<string, never>>> {
     return this.#steps.run(async () => {
-      const { engine } = this.#options;
+      const { engine, applier } = this.#options;
       const sound = view.inSync === maskOf(otherMember(this.self)) && view.holder === otherMember(this.self);
       const newer = view.number > this.#record.known.number || view.id === this.#record.known.id;
       if (this.#targetOf !== session || !sound || !newer || this.#leaving) throw notNow('adopt');
       // Whatever this member had under way as access holder is over: its clients are told that they must look.
       engine.seal();
       await engine.requestsDone();
-      await engine.appliesDone();
+      await applier.done();
       const dataState = scope === 'nothing' ? this.#record.dataState : 'inconsistent';
-      await this.#persist(leaveView(this.#record, view, dataState));
+      await this.#persist({ ...leaveView(this.#record, view, dataState), clean: false });
       this.#options.onChange({ kind: 'view', view });
       if (!this.#isLive(session)) throw notNow('adopt');
       this.#targetOf = undefined;
@@ -514,9 +688,13 @@ export class Controller {
     assert(engine.marks.isEmpty, 'while the target follows, a finished resync leaves nothing marked');
     engine.require();
     this.#joining = true;
-    const view = nextView(this.#record, 0, this.#newId(), BOTH, this.self);
+    const decision = await this.#decide((after) => this.#nextView(after, BOTH));
+    if (decision === undefined) session.close('the view with both could not be decided');
+    if (decision === undefined || !this.#isLive(session)) return;
+    const { view } = decision;
     await this.#enter(view, this.#record.baseId);
     if (!this.#isLive(session)) return;
+    engine.access.connect(session);
     const joined = await this.#askToJoin(session, view);
     if (!joined || !this.#isLive(session)) return;
     this.#joining = false;
@@ -535,8 +713,7 @@ export class Controller {
     } catch (error) {
       if (!isHoldfastError(error, 'ERR_HOLDFAST_OUT_OF_STEP')) throw error;
       this.#detach('the target has refused to join');
-      await this.#enter(nextView(this.#record, 0, this.#newId(), maskOf(this.self), this.self), this.#record.baseId);
-      await this.#serveAlone();
+      await this.#goAlone();
       session.close('the target has refused to join');
       return false;
     }
@@ -545,15 +722,18 @@ export class Controller {
   /** The target's side of `join`: what it has acknowledged so far is durable before it counts itself in sync. */
   join(view: View, session: PeerSession): Promise<Reply<Record<string, never>>> {
     return this.#steps.run(async () => {
-      const { engine } = this.#options;
+      const { engine, applier } = this.#options;
       const sound = view.inSync === BOTH && view.holder !== this.self && view.number > this.#record.known.number;
       if (this.#attached !== session || this.#role !== 'target' || !sound || this.#leaving) throw notNow('join');
-      await engine.apply((device) => device.flush());
+      await applier.flush();
       await this.#enter(view, view.id);
       engine.marks.clear();
       if (!this.#isLive(session))
         throw new HoldfastError('ERR_HOLDFAST_PEER_LOST', 'the session ended during the join');
+      engine.access.begin(session, view.holder, [], []);
+      engine.attach(session, true);
       this.#bePaired();
+      this.#openLocal();
       return { control: {} };
     });
   }
@@ -575,7 +755,7 @@ export class Controller {
       const { baseId } = this.#record;
       if (flushed) this.#options.engine.peerFlushed();
       this.#detach('the peer leaves');
-      await this.#options.engine.appliesDone();
+      await this.#options.applier.done();
       await this.#enter(view, baseId);
       await this.#serveAlone();
       return { control: {} };
@@ -594,13 +774,40 @@ export class Controller {
     if (this.#failed === undefined) await this.#endRequests();
     if (!this.#isLive(session)) return false;
     const peer = otherMember(this.self);
-    const view = nextView(this.#record, answer.control.number, this.#newId(), maskOf(peer), peer);
-    await this.#persistLeaving(leaveView(this.#record, view, this.#record.dataState));
+    const decision = await this.#decide((after) => this.#nextView(after, maskOf(peer), peer, answer.control.number));
+    if (decision === undefined) return false;
+    const { view } = decision;
+    await this.#beOut(leaveView(this.#record, view, this.#record.dataState));
     this.#refuseWrites();
     this.#sayLeft();
     const flushed = this.#failed === undefined && (await this.#flushApplied());
     await session.request(leftMethod, { volume: volumeId, view, flushed });
     return true;
+  }
+
+  /**
+   * Durable, unless the device has failed altogether: then it is enough that this member would not go on by itself with
+   * the record that it has.
+   */
+  async #beOut(record: MemberRecord): Promise<void> {
+    if (this.#failed === undefined) return this.#persistLeaving(record);
+    try {
+      await this.#within(FAILED_WRITE_MS, this.#persistLeaving(record));
+    } catch (error) {
+      const { onLostPeer } = this.#options;
+      const goesAlone =
+        onLostPeer.kind === 'preferred' ? onLostPeer.member === this.self : onLostPeer.kind === 'continue';
+      if (goesAlone) throw error;
+      this.#record = record;
+    }
+  }
+
+  #within(limitMs: number, work: Promise<void>): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const late = () => reject(new HoldfastError('ERR_HOLDFAST_TIMEOUT', 'the device does not answer'));
+      const timer = this.#options.environment.clock.setTimer(limitMs, late);
+      work.then(resolve, reject).finally(() => timer.cancel());
+    });
   }
 
   /** What this member may have changed and the peer has not confirmed is saved with the record. */
@@ -623,9 +830,9 @@ export class Controller {
 
   /** What the peer's engine was told to be written here is durable. */
   async #flushApplied(): Promise<boolean> {
-    const { engine } = this.#options;
-    await engine.appliesDone();
-    await engine.device.flush();
+    const { applier } = this.#options;
+    await applier.done();
+    await applier.flush();
     return true;
   }
 
@@ -657,23 +864,26 @@ export class Controller {
    * full copy. Requests under way end first; those that wait fail with ERR_HOLDFAST_CLOSED.
    */
   stop(): Promise<void> {
-    return this.#steps.run(async () => {
-      const { engine, gate } = this.#options;
-      this.#timer?.cancel();
-      const left = await this.#leave().catch(() => false);
-      this.#stopped = true;
-      this.#leaving = true;
-      gate.shut(new HoldfastError('ERR_HOLDFAST_CLOSED', `volume ${this.#options.volumeName} is closed`));
-      if (left || this.#failed !== undefined) return;
-      this.#resync?.stop();
-      this.#resync = undefined;
-      await this.#endRequests();
-      engine.detach();
-      engine.seal();
-      this.#refuseWrites();
-      await this.#flushApplied();
-      await this.#options.store.writeClean({ ...this.#record, clean: true }, engine.marks.toBytes());
-    });
+    this.#quorum.interrupt();
+    return this.#steps.run(() => this.#stop()).finally(() => this.#options.engine.own.close());
+  }
+
+  async #stop(): Promise<void> {
+    const { engine, gate, store, volumeName } = this.#options;
+    const left = await this.#leave().catch(() => false);
+    this.#stopped = true;
+    this.#leaving = true;
+    this.#timer?.cancel();
+    gate.shut(new HoldfastError('ERR_HOLDFAST_CLOSED', `volume ${volumeName} is closed`));
+    if (left || this.#failed !== undefined) return;
+    this.#resync?.stop();
+    this.#resync = undefined;
+    await this.#endRequests();
+    engine.detach();
+    engine.seal();
+    this.#refuseWrites();
+    await this.#flushApplied();
+    await store.writeClean({ ...this.#record, clean: true }, engine.marks.toBytes());
   }
 
   /**
@@ -683,7 +893,7 @@ export class Controller {
   async #endRequests(): Promise<void> {
     const { engine } = this.#options;
     if (this.#attached === undefined) engine.giveUpHeld();
-    if (this.#record.known.holder === this.self) await engine.flush().catch(() => {});
+    await engine.flush().catch(() => {});
     await engine.requestsDone();
   }
 
@@ -709,21 +919,32 @@ export class Controller {
   }
 
   async #enter(view: View, baseId: ViewId): Promise<void> {
-    await this.#persist(enterView(this.#record, view, baseId));
+    const sinceMs = Math.floor(this.#options.environment.clock.wallMs());
+    await this.#persist({ ...enterView(this.#record, view, baseId), sinceMs });
     this.#options.onChange({ kind: 'view', view });
   }
 
   async #persist(record: MemberRecord): Promise<void> {
     try {
+      // From now on it is the log that tells what is marked.
+      if (this.#record.clean && !record.clean) await this.#nameMarks();
       await this.#options.store.write(record);
     } catch (error) {
-      const cause = isHoldfastError(error)
-        ? error
-        : new HoldfastError('ERR_HOLDFAST_IO', String(error), { cause: error });
+      const cause = asFailure(error);
       void this.deviceFailed(cause);
       throw cause;
     }
     this.#record = record;
+  }
+
+  async #nameMarks(): Promise<void> {
+    const { marks, own } = this.#options.engine;
+    for (let grain = marks.next(0); grain >= 0; ) {
+      const offset = grain * marks.grainBytes;
+      const end = Math.min(offset - (offset % own.log.extentBytes) + own.log.extentBytes, marks.sizeBytes);
+      await own.log.name(offset, end - offset);
+      grain = end < marks.sizeBytes ? marks.next(Math.ceil(end / marks.grainBytes)) : -1;
+    }
   }
 
   #newId(): ViewId {
@@ -748,6 +969,10 @@ export class Controller {
     this.#problem = { code: isHoldfastError(error) ? error.code : 'ERR_HOLDFAST_INTERNAL', message: String(error) };
     this.#session?.close(`a step failed: ${String(error)}`);
   }
+}
+
+function asFailure(error: unknown): HoldfastError {
+  return isHoldfastError(error) ? error : new HoldfastError('ERR_HOLDFAST_IO', String(error), { cause: error });
 }
 
 function notNow(method: string): HoldfastError {

@@ -1,37 +1,46 @@
 /**
- * The mirror engine of one member: it executes reads and writes on the own device and sends a copy of each write to the
- * other member's engine, and it applies what the other's engine sends. It decides nothing about who may serve: the
+ * The mirror engine of one member: it executes its clients' reads and writes on the own copy and sends a copy of each
+ * write to the other member's engine (which applies it: applier.ts). It decides nothing about who may serve: the
  * controller tells it which peer it replicates to and whether that peer's copy is required.
  *
- * Invariants, at the member that has access:
+ * Invariants:
+ * - A request begins when this member has access to its extents, and gives nothing back before all copies have answered:
+ *   access is handed over only once replicated.
  * - Overlapping requests are ordered by a range lock until all copies have answered, so that no read returns what
  *   could still be lost and receivers never see two overlapping writes at once.
  * - A write resolves only when the own device has it and the peer has it, or the peer is not required and the range
- *   is marked.
+ *   is marked. One that a lost peer has not confirmed is sent once more when both go on in the same view.
  * - `marks` holds every grain in which the copies may differ, but for what is under way to a live peer; `unflushed`
  *   what a live peer has acknowledged since its last flush and could lose in a power cut. Losing the peer adds the
- *   second to the first.
+ *   second to the first. What is in either stays in the activity log.
  * - The data is copied once before it fans out, unless the caller has promised that it will not change.
  */
-import { assert, HoldfastError, isHoldfastError } from '../base/errors.ts';
+import type { Clock } from '../base/clock.ts';
+import { assert, HoldfastError } from '../base/errors.ts';
+import { isPlanted } from '../base/planted-bug.ts';
 import { DirtyBitmap } from '../coherency/bitmap.ts';
 import type { PeerSession } from '../peer/peer.ts';
 import type { BlockDevice } from '../storage/block-device.ts';
 import { type RangeGrant, RangeLock, type RangeMode } from '../storage/range-lock.ts';
 import { SharedRun } from '../storage/shared-run.ts';
-
+import type { Access } from './access.ts';
+import type { OwnCopy } from './own-copy.ts';
 import { flushMethod, writeMethod, zeroMethod } from './protocol.ts';
-
-/** What has become of a write that the required peer has not confirmed. */
-type Settlement = 'peer-left' | 'outcome-unknown';
+import { Watch } from './watch.ts';
 
 export interface MirrorEngineOptions {
   readonly volumeId: string;
-  readonly device: BlockDevice;
+  readonly own: OwnCopy;
+  readonly access: Access;
   readonly sizeBytes: number;
   readonly grainBytes: number;
-  /** The own device failed a request. Resolves to true when the peer has taken over. */
-  readonly onDeviceFailure: (error: HoldfastError) => Promise<boolean>;
+  readonly clock: Clock;
+  /** A peer that does not answer a request for so long no longer follows. */
+  readonly peerTimeoutMs: number;
+  /** The number of the view that this member is in. */
+  readonly viewNumber: () => number;
+  /** The own device has failed. Resolves to true when the peer has taken over. */
+  readonly takenOver: () => Promise<boolean>;
   /** The peer's device failed a request, or its engine refused one: its copy no longer follows. */
   readonly onPeerFailure: (session: PeerSession, error: unknown) => void;
 }
@@ -40,6 +49,7 @@ export interface WriteFlags {
   readonly fua: boolean;
   /** The bytes will not change until the write has resolved: they need not be copied. */
   readonly stable: boolean;
+  readonly signal?: AbortSignal | undefined;
 }
 
 interface Replica {
@@ -47,15 +57,24 @@ interface Replica {
   /** A write is not acknowledged without it. */
   required: boolean;
   readonly flush: SharedRun;
+  readonly watch: Watch;
 }
 
+/**
+ * What becomes of a request that the required peer has not confirmed: it is over without the peer, it is sent again to
+ * the same peer, or nobody knows.
+ */
+type Settlement = 'peer-left' | 'outcome-unknown' | Replica;
+
 export class MirrorEngine {
-  readonly device: BlockDevice;
+  readonly own: OwnCopy;
+  readonly access: Access;
   readonly marks: DirtyBitmap;
+  /** Wall time (ms) of the last write of this member's clients, 0 if there was none. */
+  changedAtMs = 0;
   #unflushed: DirtyBitmap;
   #flushing: DirtyBitmap;
   readonly #locks = new RangeLock();
-  readonly #localFlush: SharedRun;
   readonly #options: MirrorEngineOptions;
   #replica: Replica | undefined;
   /**
@@ -64,18 +83,17 @@ export class MirrorEngine {
    */
   #mode: 'open' | 'held' | 'sealed' = 'sealed';
   #waiting: ((settlement: Settlement) => void)[] = [];
-  #takenOver: Promise<boolean> = Promise.resolve(false);
   #requests = 0;
-  #applies = 0;
   #idle: (() => void)[] = [];
 
   constructor(options: MirrorEngineOptions) {
+    const { sizeBytes, grainBytes } = options;
     this.#options = options;
-    this.device = options.device;
-    this.marks = new DirtyBitmap(options.sizeBytes, options.grainBytes);
-    this.#unflushed = new DirtyBitmap(options.sizeBytes, options.grainBytes);
-    this.#flushing = new DirtyBitmap(options.sizeBytes, options.grainBytes);
-    this.#localFlush = new SharedRun(() => this.device.flush());
+    this.own = options.own;
+    this.access = options.access;
+    this.marks = new DirtyBitmap(sizeBytes, grainBytes);
+    this.#unflushed = new DirtyBitmap(sizeBytes, grainBytes);
+    this.#flushing = new DirtyBitmap(sizeBytes, grainBytes);
   }
 
   // --- what the controller says
@@ -84,7 +102,20 @@ export class MirrorEngine {
   attach(session: PeerSession, required: boolean): void {
     assert(this.#replica === undefined && this.#waiting.length === 0, 'one replica at a time, and nothing held');
     this.#mode = 'open';
-    this.#replica = { session, required, flush: new SharedRun(() => this.#sendFlush(session)) };
+    this.#replica = this.#newReplica(session, required);
+  }
+
+  /**
+   * As `attach`, after both have gone on in the view in which the session broke, with nothing lost: what the peer had
+   * confirmed it still has, and what it had not is sent once more.
+   */
+  reattach(session: PeerSession): void {
+    assert(this.#replica === undefined, 'one replica at a time');
+    this.#unflushed.merge(this.marks);
+    this.marks.clear();
+    this.#mode = 'open';
+    this.#replica = this.#newReplica(session, true);
+    this.#release(this.#replica);
   }
 
   /** The peer's copy becomes one without which nothing is acknowledged. */
@@ -94,15 +125,22 @@ export class MirrorEngine {
   }
 
   /**
-   * The peer no longer follows. If it was required, writes that it has not confirmed wait until `open` or `seal`.
-   * What it has not flushed is marked.
+   * The peer no longer follows. If it was required, writes that it has not confirmed wait until `open`, `reattach` or
+   * `seal`. What it has not flushed is marked.
    */
   detach(): void {
     if (this.#replica === undefined) return;
-    if (this.#replica.required) this.#mode = 'held';
+    if (this.#replica.required) {
+      this.access.suspend();
+      this.#mode = 'held';
+    }
+    this.#replica.watch.stop();
     this.#replica = undefined;
-    this.marks.merge(this.#unflushed);
-    this.marks.merge(this.#flushing);
+    // The log of the other side names these, too: the planted bug takes away both (controller.ts).
+    if (!isPlanted('bitmap-seeded-with-in-flight-only')) {
+      this.marks.merge(this.#unflushed);
+      this.marks.merge(this.#flushing);
+    }
     this.#unflushed.clear();
     this.#flushing.clear();
   }
@@ -135,48 +173,53 @@ export class MirrorEngine {
     this.#flushing.clear();
   }
 
+  /** The copies may differ here, or could after a power cut of the peer: it stays in the activity log. */
+  isPinned(offset: number, length: number): boolean {
+    return [this.marks, this.#unflushed, this.#flushing].some((bitmap) => {
+      const grain = bitmap.next(Math.floor(offset / bitmap.grainBytes));
+      return grain >= 0 && grain * bitmap.grainBytes < offset + length;
+    });
+  }
+
   /** Resolves when no request of this member's clients is under way. */
   async requestsDone(): Promise<void> {
     while (this.#requests > 0) await new Promise<void>((resolve) => this.#idle.push(resolve));
   }
 
-  /** Resolves when no write of the peer's is being applied. */
-  async appliesDone(): Promise<void> {
-    while (this.#applies > 0) await new Promise<void>((resolve) => this.#idle.push(resolve));
-  }
+  // --- requests of this member's clients
 
-  // --- requests, at the member that has access
-
-  async read(offset: number, buffer: Uint8Array): Promise<void> {
-    const grant = await this.#lock(offset, buffer.length, 'shared');
+  async read(offset: number, buffer: Uint8Array, signal?: AbortSignal): Promise<void> {
+    const { length } = buffer;
+    const granted = this.access.acquire(offset, length, 'shared', signal);
+    if (granted !== undefined) await granted;
+    const grant = await this.#lock(offset, length, 'shared');
     try {
       this.#checkOpen();
-      await this.#local(this.device.read(offset, buffer)).catch((error) => this.#orTakenOver(error));
+      await this.own.read(offset, buffer).catch((error) => this.#orTakenOver(error));
     } finally {
       this.#unlock(grant);
+      this.access.release(offset, length, 'shared');
     }
   }
 
   async write(offset: number, data: Uint8Array, flags: WriteFlags): Promise<void> {
     const bytes = flags.stable ? data : new Uint8Array(data);
-    await this.#mirrored(
-      offset,
-      bytes.length,
-      flags.fua,
-      () => this.device.write(offset, bytes, { fua: flags.fua }),
-      (session) => this.#send(session, offset, bytes, flags.fua),
-    );
+    await this.#mirrored(offset, bytes.length, flags, {
+      local: (device) => device.write(offset, bytes, { fua: flags.fua }),
+      remote: (session) => this.#send(session, offset, bytes, flags.fua),
+    });
   }
 
-  async writeZeroes(offset: number, length: number, fua: boolean, mayUnmap: boolean): Promise<void> {
-    const volume = this.#options.volumeId;
-    await this.#mirrored(
-      offset,
-      length,
-      fua,
-      () => this.device.writeZeroes(offset, length, { fua, mayUnmap }),
-      (session) => session.request(zeroMethod, { volume, offset, length, fua, mayUnmap }),
-    );
+  async writeZeroes(
+    offset: number,
+    length: number,
+    flags: { readonly fua: boolean; readonly mayUnmap: boolean; readonly signal?: AbortSignal | undefined },
+  ): Promise<void> {
+    const { fua, mayUnmap } = flags;
+    await this.#mirrored(offset, length, flags, {
+      local: (device) => device.writeZeroes(offset, length, { fua, mayUnmap }),
+      remote: (session) => session.request(zeroMethod, { ...this.#fence(), offset, length, fua, mayUnmap }),
+    });
   }
 
   /** All copies without which nothing is acknowledged have made durable what was acknowledged before the call. */
@@ -184,13 +227,10 @@ export class MirrorEngine {
     this.#checkOpen();
     this.#requests += 1;
     try {
-      const replica = this.#replica;
-      const [local, confirmed] = await Promise.all([
-        settledResult(this.#local(this.#localFlush.run())),
-        replica !== undefined && this.#confirmed(replica, replica.flush.run()),
-      ]);
-      if (local !== undefined) await this.#orElse(local, confirmed);
-      else if (!confirmed) await this.#settled();
+      const local = settledResult(this.own.flush());
+      const confirmed = await this.#untilConfirmed((replica) => replica.flush.run());
+      const failure = await local;
+      if (failure !== undefined) await this.#orElse(failure, confirmed);
     } finally {
       this.#requests -= 1;
       this.#wake();
@@ -200,92 +240,137 @@ export class MirrorEngine {
   /** Sends the marked part of one piece to the peer; the range is locked meanwhile. True if the peer has it. */
   async resyncPiece(session: PeerSession, offset: number, buffer: Uint8Array): Promise<boolean> {
     const grant = await this.#lock(offset, buffer.length, 'exclusive');
+    // Planted: as if the lock were not held while the piece is on its way.
+    if (isPlanted('resync-over-newer-data')) grant.release();
     try {
-      await this.#local(this.device.read(offset, buffer));
-      if (this.#replica?.session !== session) return false;
-      await this.#send(session, offset, buffer, false);
-      if (this.#replica?.session !== session) return false;
+      await this.own.read(offset, buffer);
+      const replica = this.#replica;
+      if (replica?.session !== session) return false;
+      await this.#watched(replica, this.#send(session, offset, buffer, false));
+      if (this.#replica !== replica) return false;
       this.#unflushed.mark(offset, buffer.length);
       this.#clearMarks(offset, buffer.length);
       return true;
     } finally {
-      this.#unlock(grant);
+      if (isPlanted('resync-over-newer-data')) this.#ended();
+      else this.#unlock(grant);
     }
   }
 
-  // --- what the other member's engine sends
-
-  async apply(action: (device: BlockDevice) => Promise<void>): Promise<void> {
-    this.#applies += 1;
-    try {
-      await this.#local(action(this.device));
-    } finally {
-      this.#applies -= 1;
-      this.#wake();
-    }
-  }
-
+  /** The way of every change: access, order, log, then both copies. */
   async #mirrored(
     offset: number,
     length: number,
-    fua: boolean,
-    write: () => Promise<void>,
-    send: (session: PeerSession) => Promise<unknown>,
+    flags: { readonly fua: boolean; readonly signal?: AbortSignal | undefined },
+    change: {
+      readonly local: (device: BlockDevice) => Promise<void>;
+      readonly remote: (session: PeerSession) => Promise<unknown>;
+    },
   ): Promise<void> {
+    const granted = this.access.acquire(offset, length, 'exclusive', flags.signal);
+    if (granted !== undefined) await granted;
     const grant = await this.#lock(offset, length, 'exclusive');
     try {
       this.#checkOpen();
-      const replica = this.#replica;
-      if (replica === undefined) this.marks.mark(offset, length);
-      const remote = replica !== undefined && this.#replicated(replica, send(replica.session), offset, length, fua);
-      const [local, confirmed] = await Promise.all([settledResult(this.#local(write())), remote]);
-      if (local !== undefined) {
-        this.marks.mark(offset, length);
-        await this.#orElse(local, confirmed);
-      } else if (!confirmed) await this.#settled();
+      const named = this.own.enter(offset, length);
+      if (named !== undefined) await named.catch((error) => this.#orTakenOver(error));
+      if (isPlanted('overlap-unordered-at-receiver')) this.#unlock(grant);
+      try {
+        // Access may have gone while the log was written.
+        this.#checkOpen();
+        await this.#onBoth(offset, length, flags.fua, change.local, change.remote);
+      } finally {
+        this.own.leave(offset, length);
+      }
     } finally {
-      this.#unlock(grant);
+      // Planted: overlapping writes leave as soon as they have their place in the queue to the own device.
+      if (!isPlanted('overlap-unordered-at-receiver')) this.#unlock(grant);
+      if (!isPlanted('access-before-replicated')) this.access.release(offset, length, 'exclusive');
     }
   }
 
-  /**
-   * The range is accounted for as soon as the peer's answer is known, not when the own device has answered as well:
-   * the peer can be back before a slow device.
-   */
-  async #replicated(
-    replica: Replica,
-    answer: Promise<unknown>,
+  async #onBoth(
     offset: number,
     length: number,
     fua: boolean,
-  ): Promise<boolean> {
-    const confirmed = await this.#confirmed(replica, answer);
-    if (confirmed && fua) return true;
-    const follows = confirmed && this.#replica === replica;
-    (follows ? this.#unflushed : this.marks).mark(offset, length);
-    return confirmed;
+    local: (device: BlockDevice) => Promise<void>,
+    remote: (session: PeerSession) => Promise<unknown>,
+  ): Promise<void> {
+    this.changedAtMs = Math.floor(this.#options.clock.wallMs());
+    if (this.#replica === undefined) this.marks.mark(offset, length);
+    const own = settledResult(this.own.write(local));
+    const copied = this.#untilConfirmed((replica) => this.#copied(replica, remote, offset, length, fua));
+    if (isPlanted('acknowledged-before-peer')) {
+      copied.catch(() => {});
+      await own;
+      return;
+    }
+    if (isPlanted('access-before-replicated')) void own.then(() => this.access.release(offset, length, 'exclusive'));
+    const confirmed = await copied;
+    const failure = await own;
+    if (failure === undefined) return;
+    this.marks.mark(offset, length);
+    await this.#orElse(failure, confirmed);
   }
 
-  /** True if the peer did it. A peer that did not do it is out: the controller hears of it and detaches it. */
-  async #confirmed(replica: Replica, answer: Promise<unknown>): Promise<boolean> {
+  /** The range is accounted for as soon as the peer has answered: the peer can be ahead of a slow own device. */
+  async #copied(
+    replica: Replica,
+    remote: (session: PeerSession) => Promise<unknown>,
+    offset: number,
+    length: number,
+    fua: boolean,
+  ): Promise<void> {
     try {
-      await answer;
-      return true;
+      await remote(replica.session);
     } catch (error) {
-      if (this.#replica === replica) this.#options.onPeerFailure(replica.session, error);
-      assert(this.#replica !== replica, 'a peer that failed a request is detached at once');
-      return false;
+      this.#peerFailed(replica, error);
+      this.marks.mark(offset, length);
+      throw error;
+    }
+    if (this.#replica !== replica) this.marks.mark(offset, length);
+    else if (!fua) this.#unflushed.mark(offset, length);
+  }
+
+  /**
+   * Asks the peer, and whichever comes to be attached in its place, until one has done it. False if there is none
+   * without which nothing may be acknowledged. Throws ERR_HOLDFAST_OUTCOME_UNKNOWN.
+   */
+  async #untilConfirmed(ask: (replica: Replica) => Promise<unknown>): Promise<boolean> {
+    for (let replica = this.#replica; replica !== undefined; ) {
+      try {
+        await this.#watched(replica, ask(replica));
+        return true;
+      } catch (error) {
+        this.#peerFailed(replica, error);
+      }
+      const settlement = await this.#settled();
+      if (settlement === 'outcome-unknown') throw outcomeUnknown();
+      if (settlement === 'peer-left') return false;
+      replica = settlement;
+    }
+    return false;
+  }
+
+  /** A peer that did not do what it was asked is out: the controller hears of it and detaches it. */
+  #peerFailed(replica: Replica, error: unknown): void {
+    if (this.#replica === replica) this.#options.onPeerFailure(replica.session, error);
+    assert(this.#replica !== replica, 'a peer that failed a request is detached at once');
+  }
+
+  async #watched<Answer>(replica: Replica, answer: Promise<Answer>): Promise<Answer> {
+    const request = replica.watch.begin();
+    try {
+      return await answer;
+    } finally {
+      replica.watch.end(request);
     }
   }
 
-  /** Returns when an acknowledgement that the peer has not confirmed is allowed. */
-  async #settled(): Promise<void> {
-    if (this.#mode === 'open') return;
-    const settlement =
-      this.#mode === 'sealed'
-        ? 'outcome-unknown'
-        : await new Promise<Settlement>((resolve) => this.#waiting.push(resolve));
-    if (settlement === 'outcome-unknown') throw outcomeUnknown();
+  async #settled(): Promise<Settlement> {
+    if (this.#mode === 'open') return this.#replica ?? 'peer-left';
+    if (this.#mode === 'sealed') return 'outcome-unknown';
+    return new Promise<Settlement>((resolve) => this.#waiting.push(resolve));
   }
 
   #release(settlement: Settlement): void {
@@ -294,44 +379,44 @@ export class MirrorEngine {
     for (const settle of waiting) settle(settlement);
   }
 
+  #newReplica(session: PeerSession, required: boolean): Replica {
+    const { clock, peerTimeoutMs, onPeerFailure } = this.#options;
+    const watch = new Watch(clock, peerTimeoutMs, (ageMs) =>
+      onPeerFailure(session, new Error(`no answer for ${Math.round(ageMs / 1000)} s`)),
+    );
+    return { session, required, watch, flush: new SharedRun(() => this.#sendFlush(session)) };
+  }
+
   /** A request that has not begun goes back to the gate when this member may not execute it (now). */
   #checkOpen(): void {
     if (this.#mode !== 'open') throw notOpen();
   }
 
+  #fence(): { volume: string; view: number } {
+    return { volume: this.#options.volumeId, view: this.#options.viewNumber() };
+  }
+
   #send(session: PeerSession, offset: number, bytes: Uint8Array, fua: boolean): Promise<unknown> {
-    return session.request(writeMethod, { volume: this.#options.volumeId, offset, fua }, [bytes]);
+    return session.request(writeMethod, { ...this.#fence(), offset, fua }, [bytes]);
   }
 
   async #sendFlush(session: PeerSession): Promise<void> {
+    if (isPlanted('dropped-flush')) return;
     // One flush at a time, and an empty bitmap after each: they change places.
     assert(this.#flushing.isEmpty, 'what the last flush covered is settled');
     [this.#flushing, this.#unflushed] = [this.#unflushed, this.#flushing];
-    await session.request(flushMethod, { volume: this.#options.volumeId });
+    await session.request(flushMethod, this.#fence());
     if (this.#replica?.session === session) this.#flushing.clear();
-  }
-
-  async #local(request: Promise<void>): Promise<void> {
-    try {
-      await request;
-    } catch (error) {
-      const failure = isHoldfastError(error)
-        ? error
-        : new HoldfastError('ERR_HOLDFAST_IO', `${this.device.name} failed: ${String(error)}`, { cause: error });
-      this.#takenOver = this.#options.onDeviceFailure(failure);
-      throw failure;
-    }
   }
 
   /** The own device has failed a write or a flush: it is done all the same if the peer did it and has taken over. */
   async #orElse(failure: unknown, confirmed: boolean): Promise<void> {
-    if (!(confirmed && (await this.#takenOver))) throw failure;
+    if (!(confirmed && (await this.#options.takenOver()))) throw failure;
   }
 
-  /** The own device has failed a read: it goes back to the gate if the peer has taken over. */
-  async #orTakenOver(failure: unknown): Promise<void> {
-    if (await this.#takenOver) throw notOpen();
-    throw failure;
+  /** The own device has failed before anything was done: back to the gate if the peer has taken over. */
+  async #orTakenOver(failure: unknown): Promise<never> {
+    throw (await this.#options.takenOver()) ? notOpen() : failure;
   }
 
   #clearMarks(offset: number, length: number): void {
@@ -346,6 +431,10 @@ export class MirrorEngine {
 
   #unlock(grant: RangeGrant): void {
     grant.release();
+    this.#ended();
+  }
+
+  #ended(): void {
     this.#requests -= 1;
     this.#wake();
   }
@@ -365,7 +454,7 @@ function notOpen(): HoldfastError {
 export function outcomeUnknown(): HoldfastError {
   return new HoldfastError(
     'ERR_HOLDFAST_OUTCOME_UNKNOWN',
-    'access went to another member while a write was under way: it may or may not have happened; read the range before you write it again',
+    'the other member has gone on alone, or its process was replaced, while a write was under way: it may or may not have happened; read the range before you write it again',
   );
 }
 

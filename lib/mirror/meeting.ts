@@ -28,7 +28,7 @@ export function disagreement(mine: Meeting, theirs: Meeting): Problem | undefine
       message: `both sides say that they are member ${mine.member}; list the members in the same order on both`,
     };
   }
-  for (const setting of ['sizeBytes', 'grainBytes', 'onLostPeer'] as const) {
+  for (const setting of ['sizeBytes', 'grainBytes', 'policingExtentBytes', 'onLostPeer'] as const) {
     if (mine[setting] !== theirs[setting]) {
       return {
         code: 'ERR_HOLDFAST_SETTINGS_DIFFER',
@@ -39,13 +39,38 @@ export function disagreement(mine: Meeting, theirs: Meeting): Problem | undefine
   return undefined;
 }
 
-export function refusalMessage(verdict: Extract<MeetingVerdict, { kind: 'refuse' }>): string {
+export function refusalMessage(
+  verdict: Extract<MeetingVerdict, { kind: 'refuse' }>,
+  names: readonly [string, string],
+  mine: Meeting,
+  theirs: Meeting,
+): string {
   switch (verdict.code) {
     case 'ERR_HOLDFAST_SPLIT_BRAIN':
-      return 'both copies have changed independently since they parted; choose the one to keep and create the other anew with --overwrite';
+      return `both copies have changed independently since they parted: ${splitPreview(names, mine, theirs)}; choose the one to keep and create the other anew with --overwrite`;
     case 'ERR_HOLDFAST_UNRELATED_DATA':
       return 'the copies have no common past; check that both belong to this volume, and create the one to give up anew with --overwrite';
     case 'ERR_HOLDFAST_NO_UP_TO_DATE_COPY':
       return 'neither copy is known to be up to date; choose one with `holdfast force`';
   }
+}
+
+/** Which side of a split brain changed last, and what giving up either would lose. */
+function splitPreview(names: readonly [string, string], mine: Meeting, theirs: Meeting): string {
+  const [newer, older] = mine.changedAtMs >= theirs.changedAtMs ? [mine, theirs] : [theirs, mine];
+  const lost = ({ member, changedBytes, changedAtMs }: Meeting) =>
+    `giving up ${names[member]} would lose up to ${changedBytes} bytes that changed there (last ${new Date(changedAtMs).toISOString()})`;
+  return `${names[newer.member]} has the newer changes; ${lost(newer)}, ${lost(older)}`.replace('; ', ', ');
+}
+
+export function encodeClaims(extents: readonly number[]): Uint8Array {
+  const bytes = Buffer.alloc(extents.length * 4);
+  for (const [index, extent] of extents.entries()) bytes.writeUInt32LE(extent, index * 4);
+  return bytes;
+}
+
+/** The frame bounds the length; policing.ts checks the extents. */
+export function decodeClaims(data: Uint8Array): number[] {
+  const bytes = Buffer.from(data.buffer, data.byteOffset, data.length);
+  return Array.from({ length: Math.floor(bytes.length / 4) }, (_, index) => bytes.readUInt32LE(index * 4));
 }

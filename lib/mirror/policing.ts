@@ -250,14 +250,17 @@ export class Policing {
     }
   }
 
-  /** Begins anew, in a new session: as the constructor, but operations in flight go on; writes keep their extents. */
+  /**
+   * Begins anew, in a new session: as the constructor, but operations in flight go on. Writes in flight here have to be
+   * among the claims, unless all access is here.
+   */
   restart(first: number, claims: readonly PolicingClaim[]): void {
     assert(first >= 0 && first < this.#nodes, 'nodes are numbered from 0');
     this.#contests.clear();
     this.#waiters.clear();
     this.#tokens.fill(this.#tokensAtStart(first));
     this.#open.fill(this.#level(0));
-    this.#grantClaims([{ node: this.#self, extents: this.inUse() }, ...claims]);
+    this.#grantClaims(claims);
   }
 
   /** A machine of its own in the same state: for those who explore what may come. */

@@ -6,6 +6,8 @@
  *
  *   1 → 0  ready    I have the volume open (the session may be older)
  *   0 → 1  attach   both states; both compute the same verdict (view.ts, `meet`)
+ *   if they are equal, each sends once more what it had under way, and both serve
+ *   else the one that is behind is filled from the other:
  *   s → t  adopt    the source's view, which leaves the target out: durable on the target before the source relies on it
  *   s → t  write …  the marked ranges, beside live writes
  *   s → t  join     a view with both: durable on the source first, then on the target
@@ -14,9 +16,14 @@
  *
  *   l → p  leave    may I? (refused while the other leaves too, or a meeting is under way)
  *   l → p  left     a view without the leaver: durable on the leaver first, then on the peer, which goes on alone
+ *
+ * Once both are in sync each executes its own clients' requests and sends a copy of each write to the other, for which
+ * it needs access (`access`, policing.ts). Every request that changes data carries the number of the view in which it
+ * was made: a receiver that knows a newer one refuses it.
  */
 import { z } from 'zod';
 import type { Method } from '../peer/peer.ts';
+import { policingBatchSchema } from './policing-wire.ts';
 import { HISTORY_LENGTH } from './view.ts';
 
 /** The largest piece of data in one message. Longer requests are sent in pieces. */
@@ -33,6 +40,13 @@ const viewNumber = z
   .max(2 ** 48);
 const member = z.union([z.literal(0), z.literal(1)]);
 const piece = z.int().min(1).max(MAX_PIECE_BYTES);
+
+/** Client requests of one member under way at a time, at most. */
+export const MAX_REQUESTS = 8192;
+/** The last moment that a Date can hold. */
+const MAX_TIME_MS = 8.64e15;
+/** Extents with writes under way that one member may claim at a meeting. */
+export const MAX_CLAIMS = 131_072;
 
 export const viewSchema = z.strictObject({ number: viewNumber, id, inSync: z.int().min(0).max(3), holder: member });
 
@@ -52,12 +66,16 @@ export const meetingSchema = z.strictObject({
   member,
   sizeBytes: whole,
   grainBytes: whole,
+  policingExtentBytes: whole,
   onLostPeer: z.string().max(80),
   record: recordSchema,
   blank: z.boolean(),
   unmarked: z.boolean(),
   unbroken: z.boolean(),
   failed: z.boolean(),
+  /** What this copy has and the peer's may not have, bytes; and the wall time (ms) of its last change, 0 if unknown. */
+  changedBytes: whole,
+  changedAtMs: whole.max(MAX_TIME_MS),
 });
 
 export type Meeting = z.infer<typeof meetingSchema>;
@@ -75,13 +93,20 @@ function define<Request, Response>(
   return { ...shape, maxRequestDataBytes: requestBytes, maxResponseDataBytes: responseBytes };
 }
 
-export const attachMethod = define({
-  id: 1,
-  name: 'attach',
-  channel: 'control',
-  request: meetingSchema,
-  response: meetingSchema,
-});
+/**
+ * The data on both ways are the claims: the extents with writes under way that the other side has not confirmed, 32 bits
+ * each, little-endian.
+ */
+export const attachMethod = define(
+  {
+    id: 1,
+    name: 'attach',
+    channel: 'control',
+    request: meetingSchema,
+    response: meetingSchema,
+  },
+  { requestBytes: MAX_CLAIMS * 4, responseBytes: MAX_CLAIMS * 4 },
+);
 
 /** The answer's data is the target's bitmap; it can be a large one. */
 export const adoptMethod = define(
@@ -132,20 +157,22 @@ export const readyMethod = define({
 });
 
 const range = { volume: id, offset: whole };
+/** The number of the sender's view. */
+const fenced = { ...range, view: viewNumber };
 
-/** From the mirror engine of the access holder to the other's, which writes straight to its device. */
+/** From the mirror engine of one member to the other's, which writes straight to its device. */
 export const writeMethod = define(
   {
     id: 10,
     name: 'write',
     channel: 'bulk',
-    request: z.strictObject({ ...range, fua: z.boolean() }),
+    request: z.strictObject({ ...fenced, fua: z.boolean() }),
     response: empty,
   },
   { requestBytes: MAX_PIECE_BYTES },
 );
 
-const zeroRequest = z.strictObject({ ...range, length: whole, fua: z.boolean(), mayUnmap: z.boolean() });
+const zeroRequest = z.strictObject({ ...fenced, length: whole, fua: z.boolean(), mayUnmap: z.boolean() });
 
 export const zeroMethod = define({
   id: 11,
@@ -159,12 +186,21 @@ export const flushMethod = define({
   id: 12,
   name: 'flush',
   channel: 'bulk',
-  request: z.strictObject({ volume: id }),
+  request: z.strictObject({ volume: id, view: viewNumber }),
+  response: empty,
+});
+
+/** Policing: who may read and write which extents (policing-wire.ts). */
+export const accessMethod = define({
+  id: 13,
+  name: 'access',
+  channel: 'control',
+  request: z.strictObject({ volume: id, view: viewNumber, messages: policingBatchSchema }),
   response: empty,
 });
 
 /**
- * From a member without access to the access holder. `request` numbers the forwarder's requests; with it and the
+ * From a member whose own copy is of no use now to the one that serves. `request` numbers the forwarder's requests; with it and the
  * forwarder's incarnation a request that is sent again over a new session is executed once. All below `doneBelow` are
  * settled: the holder may forget them.
  */

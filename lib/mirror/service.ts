@@ -3,8 +3,8 @@
  */
 import { HoldfastError } from '../base/errors.ts';
 import type { PeerNode, PeerSession, Reply } from '../peer/peer.ts';
-import type { BlockDevice } from '../storage/block-device.ts';
 import {
+  accessMethod,
   adoptMethod,
   attachMethod,
   flushMethod,
@@ -100,18 +100,26 @@ export class MirrorService {
 
   #handleMirroring(): void {
     const node = this.#node;
-    node.handle(writeMethod, async ({ control: { volume, offset, fua }, data }, session) => {
-      const write = (device: BlockDevice) => device.write(offset, data, { fua, stable: true });
-      await this.#volume(volume, session).apply(session, offset, data.length, write);
+    node.handle(writeMethod, async ({ control: { volume, view, offset, fua }, data }, session) => {
+      const origin = { session, view };
+      await this.#volume(volume, session).applyWrite(origin, offset, data.length, (device) =>
+        device.write(offset, data, { fua, stable: true }),
+      );
       return DONE;
     });
-    node.handle(zeroMethod, async ({ control: { volume, offset, length, fua, mayUnmap } }, session) => {
-      const zero = (device: BlockDevice) => device.writeZeroes(offset, length, { fua, mayUnmap });
-      await this.#volume(volume, session).apply(session, offset, length, zero);
+    node.handle(zeroMethod, async ({ control: { volume, view, offset, length, fua, mayUnmap } }, session) => {
+      const origin = { session, view };
+      await this.#volume(volume, session).applyWrite(origin, offset, length, (device) =>
+        device.writeZeroes(offset, length, { fua, mayUnmap }),
+      );
       return DONE;
     });
-    node.handle(flushMethod, async ({ control: { volume } }, session) => {
-      await this.#volume(volume, session).apply(session, 0, 0, (device) => device.flush());
+    node.handle(flushMethod, async ({ control: { volume, view } }, session) => {
+      await this.#volume(volume, session).applyFlush({ session, view });
+      return DONE;
+    });
+    node.handle(accessMethod, async ({ control: { volume, view, messages } }, session) => {
+      await this.#volume(volume, session).police({ session, view }, messages);
       return DONE;
     });
   }

@@ -4,8 +4,15 @@
  */
 import { BOTH, isInSync, type MemberIndex, type MemberRecord, maskOf, mayServe } from './view.ts';
 
-/** `suspend`: neither goes on alone. Otherwise the member that does. */
-export type OnLostPeer = { readonly kind: 'suspend' } | { readonly kind: 'preferred'; readonly member: MemberIndex };
+/**
+ * What a member does that has lost its peer. `suspend`: nothing. `preferred`: only that one goes on. `continue`: each
+ * does; if both have, they find a split brain when they meet. `majority`: the one that a majority of the voters lets.
+ */
+export type OnLostPeer =
+  | { readonly kind: 'suspend' }
+  | { readonly kind: 'preferred'; readonly member: MemberIndex }
+  | { readonly kind: 'continue' }
+  | { readonly kind: 'majority' };
 
 export interface AloneSituation {
   readonly record: MemberRecord;
@@ -13,6 +20,8 @@ export interface AloneSituation {
   readonly onLostPeer: OnLostPeer;
   /** Nothing that the peer may rely on is left: every lease that was granted to it, by this or an earlier process, is over. */
   readonly leasesOver: boolean;
+  /** With `majority`: this process has heard from a majority that the view which it knows is the newest. */
+  readonly confirmed: boolean;
 }
 
 export type AloneVerdict =
@@ -20,20 +29,26 @@ export type AloneVerdict =
   | { readonly kind: 'serve'; readonly rule: string }
   /** Makes a view of itself alone, durably, then serves. */
   | { readonly kind: 'go-alone'; readonly rule: string }
+  /** Has a majority decide that the view is of this member alone; serves if it does. */
+  | { readonly kind: 'ask-majority'; readonly rule: string }
   /** As soon as all leases are over, the answer may be another. */
   | { readonly kind: 'await-leases'; readonly rule: string }
   /** Serves nothing until it has met its peer, or is forced by name. */
   | { readonly kind: 'wait'; readonly rule: string };
 
 export function standAlone(situation: AloneSituation): AloneVerdict {
-  const { record, self, onLostPeer, leasesOver } = situation;
+  const { record, self, onLostPeer, leasesOver, confirmed } = situation;
+  const needsMajority = onLostPeer.kind === 'majority' && !confirmed;
   if (record.dataState === 'created') return { kind: 'wait', rule: 'created' };
   if (record.dataState === 'inconsistent') return { kind: 'wait', rule: 'inconsistent' };
   if (!isInSync(record.known, self)) return { kind: 'wait', rule: 'outdated' };
-  if (record.known.inSync === maskOf(self)) return { kind: 'serve', rule: 'alone-in-view' };
+  if (record.known.inSync === maskOf(self)) {
+    return { kind: needsMajority ? 'ask-majority' : 'serve', rule: 'alone-in-view' };
+  }
   if (onLostPeer.kind === 'suspend') return { kind: 'wait', rule: 'suspend' };
-  if (onLostPeer.member !== self) return { kind: 'wait', rule: 'peer-is-preferred' };
-  return leasesOver ? { kind: 'go-alone', rule: 'preferred' } : { kind: 'await-leases', rule: 'preferred' };
+  if (onLostPeer.kind === 'preferred' && onLostPeer.member !== self) return { kind: 'wait', rule: 'peer-is-preferred' };
+  if (!leasesOver) return { kind: 'await-leases', rule: onLostPeer.kind };
+  return { kind: onLostPeer.kind === 'majority' ? 'ask-majority' : 'go-alone', rule: onLostPeer.kind };
 }
 
 /** The states of a copy, in DRBD's words. */

@@ -6,6 +6,7 @@
  * *history* lists the ones before: the lineage of its data. Comparing two lineages says which copy is newer, as DRBD's
  * generation identifiers do (drbd_receiver.c, uuid_compare: named rules); the words of the verdict are ours.
  */
+import { HoldfastError } from '../base/errors.ts';
 
 /** Members are numbered by their place in the volume's configuration. */
 export type MemberIndex = 0 | 1;
@@ -25,7 +26,7 @@ export interface View {
   readonly id: ViewId;
   /** Bit n: member n is in sync. Only such members may serve. */
   readonly inSync: number;
-  /** The member that has access: reads and writes of all members go through it. */
+  /** The member that has access to every extent when a session begins (policing.ts). */
   readonly holder: MemberIndex;
 }
 
@@ -85,6 +86,43 @@ export function mayServe(record: MemberRecord, self: MemberIndex): boolean {
 /** A view that follows `record.known`. */
 export function nextView(record: MemberRecord, atLeast: number, id: ViewId, inSync: number, holder: MemberIndex): View {
   return { number: Math.max(record.known.number, atLeast) + 1, id, inSync, holder };
+}
+
+/** What an arbiter keeps of a view: `number identifier in-sync holder`. */
+export function encodeView({ number, id, inSync, holder }: View): string {
+  return number === 0 ? '' : `${number} ${id} ${inSync} ${holder}`;
+}
+
+/** Empty: no view yet. Throws ERR_HOLDFAST_METADATA_DAMAGED: it comes from a voter's disk. */
+export function decodeView(text: string): View {
+  if (text === '') return CREATED_RECORD.known;
+  const [, number, id, inSync, holder] = /^([1-9][0-9]{0,14}) ([0-9a-f]{32}) ([1-3]) ([01])$/.exec(text) ?? [];
+  if (number === undefined || id === undefined) {
+    throw new HoldfastError(
+      'ERR_HOLDFAST_METADATA_DAMAGED',
+      `the voters of this volume hold something that is no view (${JSON.stringify(text.slice(0, 128))}); is the identifier in use for another purpose?`,
+    );
+  }
+  return { number: Number(number), id, inSync: Number(inSync), holder: holder === '0' ? 0 : 1 };
+}
+
+/**
+ * What the view that a majority knows means to a member whose record is of another one.
+ *
+ * `mine`: it names this member alone, and this member's data is entitled to it: it was decided, and the process died
+ * before its own record said so. `follow`: it names both, and this member is entitled to propose the next one: the peer
+ * has not joined, since this member's record comes first. `older`: an operator has forced a later one here, or the
+ * arbiter is new. `outdated`: others have gone on.
+ */
+export function compareWithDecided(
+  record: MemberRecord,
+  self: MemberIndex,
+  decided: View,
+): 'same' | 'mine' | 'follow' | 'older' | 'outdated' {
+  if (decided.id === record.known.id) return 'same';
+  if (decided.number < record.known.number) return 'older';
+  if (!isInSync(decided, self) || !mayServe(record, self)) return 'outdated';
+  return decided.inSync === maskOf(self) ? 'mine' : 'follow';
 }
 
 /** The record after this member has become part of a view as an in-sync member. */
@@ -185,11 +223,16 @@ function meetCreated(first: MeetingState, second: MeetingState): MeetingVerdict 
   return { kind: 'resync', rule: blank ? 'both-blank' : 'both-new', source: 0, scope: blank ? 'nothing' : 'all' };
 }
 
+/**
+ * Two processes that have been a pair in this view and still live have lost nothing: what differs is only what was
+ * under way when the session broke, and each sends its own once more.
+ */
 function meetSame(first: MeetingState, second: MeetingState): MeetingVerdict {
   const newest = first.record.known.number >= second.record.known.number ? first.record.known : second.record.known;
   const firstGood = mayServe(first.record, 0);
   const secondGood = mayServe(second.record, 1);
   if (firstGood && secondGood) {
+    if (first.unbroken && second.unbroken) return { kind: 'equal', rule: 'same-and-unbroken' };
     if (first.unmarked && second.unmarked) return { kind: 'equal', rule: 'same-and-unmarked' };
     if (first.unbroken !== second.unbroken) {
       return { kind: 'resync', rule: 'same-from-unbroken', source: first.unbroken ? 0 : 1, scope: 'bitmap' };

@@ -1,22 +1,29 @@
 /**
  * MirroredVolume: the volume as one member's clients see it, a BlockDevice. A request passes the gate and goes to the
- * own mirror engine, or to the member that has access; when access moves or a link breaks meanwhile it is tried again
- * at the gate. While the volume may not serve, requests wait (cancel them by their signal).
+ * own mirror engine; or, while the own copy is of no use, to the member that serves. When that changes or a link breaks
+ * meanwhile it is tried again at the gate. While the volume may not serve, requests wait (cancel them by their signal).
  *
  * `discard` writes zeros where the device can do that by unmapping: what it would leave behind could differ between
  * the copies.
  */
 import type { Environment } from '../base/environment.ts';
 import { HoldfastError, isHoldfastError } from '../base/errors.ts';
+import { isPlanted } from '../base/planted-bug.ts';
+import type { Arbiter } from '../peer/arbiter.ts';
 import type { PeerNode, PeerSession } from '../peer/peer.ts';
 import { BaseDevice, checkRange } from '../storage/base-device.ts';
 import type { BlockDevice, Geometry, IoOptions, WriteOptions, WriteZeroesOptions } from '../storage/block-device.ts';
+import { Access } from './access.ts';
+import { Applier } from './applier.ts';
 import { Controller, type ControllerEvent, type ControllerStatus } from './controller.ts';
 import { MirrorEngine } from './engine.ts';
 import { checkSameProcess, type ForwardedWrite, Forwarder, MAX_SPAN, pieces } from './forwarder.ts';
 import { Gate, type OpenGate } from './gate.ts';
 import type { MemberStore } from './member-store.ts';
 import { Once } from './once.ts';
+import { OwnCopy } from './own-copy.ts';
+import type { PolicingMessage } from './policing-wire.ts';
+import { MAX_REQUESTS } from './protocol.ts';
 import { MirrorService } from './service.ts';
 import type { OnLostPeer } from './standing.ts';
 
@@ -30,13 +37,19 @@ export interface MirroredVolumeOptions {
   /** In the same order on both members. The first is the source of the first sync. */
   readonly memberNames: readonly [string, string];
   readonly onLostPeer: OnLostPeer;
+  /** Needed with `majority`, and not used otherwise. */
+  readonly arbiter?: Arbiter;
+  /** The unit in which access passes from one member to the other, bytes, default 1 MiB; the same on both. */
+  readonly policingExtentBytes?: number;
   /** The data area of the own device. The volume closes it. */
   readonly device: BlockDevice;
   readonly store: MemberStore;
   readonly isBlank?: () => Promise<boolean>;
   /** Milliseconds, default 5000; at least the session lease. */
   readonly startupWaitMs?: number;
-  /** Requests (pieces of 1 MiB) of this member's clients that may be under way or wait, default 8192. */
+  /** The own device has failed if it has not answered for so long. Default 30 000 ms; the peer is given twice that. */
+  readonly deviceTimeoutMs?: number;
+  /** Requests (pieces of 1 MiB) of this member's clients that may be under way or wait; default and most 8192. */
   readonly maxRequests?: number;
   /** Forwarded pieces under way, default 128. */
   readonly forwardWindow?: number;
@@ -56,7 +69,16 @@ export interface ForwardedFrom {
   readonly doneBelow: number;
 }
 
+/** The session that a mirrored request came in by, and the number of the view in which it was made. */
+export interface Origin {
+  readonly session: PeerSession;
+  readonly view: number;
+}
+
 type ApplyAction = (device: BlockDevice) => Promise<void>;
+
+const DEVICE_TIMEOUT_MS = 30_000;
+const POLICING_EXTENT_BYTES = 1024 * 1024;
 
 export class MirroredVolume extends BaseDevice {
   readonly kind = 'mirrored';
@@ -65,6 +87,7 @@ export class MirroredVolume extends BaseDevice {
   readonly memberNames: readonly [string, string];
   readonly controller: Controller;
   readonly #engine: MirrorEngine;
+  readonly #applier: Applier;
   readonly #gate: Gate;
   readonly #forwarder: Forwarder;
   readonly #once: Once;
@@ -83,32 +106,63 @@ export class MirroredVolume extends BaseDevice {
     this.volumeId = options.volumeId;
     this.memberNames = options.memberNames;
     this.geometry = { ...device.geometry, sizeBytes: store.sizeBytes };
-    this.#maxRequests = options.maxRequests ?? 8192;
+    this.#maxRequests = Math.min(options.maxRequests ?? MAX_REQUESTS, MAX_REQUESTS);
     this.#gate = new Gate(this.#maxRequests);
     this.#forwarder = new Forwarder(options.volumeId, window);
     this.#once = new Once(MAX_SPAN * 2);
-    this.#engine = new MirrorEngine({
-      volumeId: options.volumeId,
-      device,
-      sizeBytes: store.sizeBytes,
-      grainBytes: store.grainBytes,
-      onDeviceFailure: (error) => this.controller.deviceFailed(error),
-      onPeerFailure: (session, error) => this.controller.peerFailed(session, error),
-    });
+    this.#engine = this.#newEngine();
+    this.#applier = new Applier(this.#engine.own);
     this.controller = new Controller({
       environment: options.environment,
       volumeId: options.volumeId,
       volumeName: options.name,
       memberNames: options.memberNames,
       onLostPeer: options.onLostPeer,
+      arbiter: arbiterOf(options),
       store,
       engine: this.#engine,
+      applier: this.#applier,
       gate: this.#gate,
       startupWaitMs: options.startupWaitMs ?? 5000,
       resyncWindow: options.resyncWindow ?? 16,
       resyncPieceBytes: Math.max(store.grainBytes, options.resyncPieceBytes ?? 256 * 1024),
       isBlank: options.isBlank ?? (async () => false),
       onChange: (event) => options.onEvent?.(event),
+    });
+  }
+
+  #newEngine(): MirrorEngine {
+    const { environment, volumeId, device, store, deviceTimeoutMs = DEVICE_TIMEOUT_MS } = this.#options;
+    const { clock } = environment;
+    const { sizeBytes, grainBytes } = store;
+    const viewNumber = () => this.controller.record.known.number;
+    const onPeerFailure = (session: PeerSession, error: unknown) => this.controller.peerFailed(session, error);
+    const own = new OwnCopy({
+      device,
+      log: store.log,
+      clock,
+      timeoutMs: deviceTimeoutMs,
+      onFailure: (error) => void this.controller.deviceFailed(error),
+    });
+    const access = new Access({
+      volumeId,
+      self: store.member,
+      sizeBytes,
+      extentBytes: this.#options.policingExtentBytes ?? POLICING_EXTENT_BYTES,
+      viewNumber,
+      onPeerFailure,
+    });
+    return new MirrorEngine({
+      volumeId,
+      own,
+      access,
+      sizeBytes,
+      grainBytes,
+      clock,
+      peerTimeoutMs: 2 * deviceTimeoutMs,
+      viewNumber,
+      takenOver: () => this.controller.takenOver,
+      onPeerFailure,
     });
   }
 
@@ -147,13 +201,15 @@ export class MirroredVolume extends BaseDevice {
     for (const { at, end } of pieces(offset, buffer.length)) {
       const part = buffer.subarray(at - offset, end - offset);
       await this.#attempt(options?.signal, (gate) =>
-        gate.mode === 'local' ? this.#readLocal(at, part) : this.#forwarder.read(gate.session, at, part),
+        gate.mode === 'local'
+          ? this.#readLocal(at, part, options?.signal)
+          : this.#forwarder.read(gate.session, at, part),
       );
     }
   }
 
   protected async performWrite(offset: number, buffer: Uint8Array, options: WriteOptions | undefined): Promise<void> {
-    const flags = { fua: options?.fua ?? false, stable: options?.stable ?? false };
+    const flags = { fua: options?.fua ?? false, stable: options?.stable ?? false, signal: options?.signal };
     const writes = [...pieces(offset, buffer.length)].map(({ at, end }) => {
       const part = buffer.subarray(at - offset, end - offset);
       return this.#attemptWrite(
@@ -180,10 +236,10 @@ export class MirroredVolume extends BaseDevice {
     length: number,
     options: WriteZeroesOptions | undefined,
   ): Promise<void> {
-    const flags = { fua: options?.fua ?? false, mayUnmap: options?.mayUnmap ?? true };
+    const flags = { fua: options?.fua ?? false, mayUnmap: options?.mayUnmap ?? true, signal: options?.signal };
     await this.#attemptWrite(
       options?.signal,
-      () => this.#engine.writeZeroes(offset, length, flags.fua, flags.mayUnmap),
+      () => this.#engine.writeZeroes(offset, length, flags),
       (session, write) => this.#forwarder.writeZeroes(session, write, { offset, length }, flags),
     );
   }
@@ -246,9 +302,10 @@ export class MirroredVolume extends BaseDevice {
   }
 
   /** What was read while access may have moved is not given to anyone: it could be old. */
-  async #readLocal(offset: number, buffer: Uint8Array): Promise<void> {
+  async #readLocal(offset: number, buffer: Uint8Array, signal?: AbortSignal): Promise<void> {
     const { epoch } = this.#gate;
-    await this.#engine.read(offset, buffer);
+    await this.#engine.read(offset, buffer, signal);
+    if (isPlanted('lease-not-checked-after-device')) return;
     if (!this.#isCurrent(epoch)) throw accessMoved();
   }
 
@@ -277,7 +334,7 @@ export class MirroredVolume extends BaseDevice {
 
   peerWriteZeroes(from: ForwardedFrom, offset: number, length: number, fua: boolean, mayUnmap: boolean): Promise<void> {
     this.#checkPeerRange(offset, length);
-    return this.#executeOnce(from, () => this.#engine.writeZeroes(offset, length, fua, mayUnmap));
+    return this.#executeOnce(from, () => this.#engine.writeZeroes(offset, length, { fua, mayUnmap }));
   }
 
   peerFlush(session: PeerSession): Promise<void> {
@@ -285,17 +342,38 @@ export class MirroredVolume extends BaseDevice {
   }
 
   /** Applies what the peer's mirror engine sends, straight to the own device. */
-  async apply(session: PeerSession, offset: number, length: number, action: ApplyAction): Promise<void> {
+  async applyWrite(origin: Origin, offset: number, length: number, action: ApplyAction): Promise<void> {
     this.#checkPeerRange(offset, length);
-    await this.controller.settledFor(session);
-    if (this.controller.attached !== session || !session.open) throw accessMoved();
+    await this.#follow(origin, () => this.#applier.write(offset, length, action));
+  }
+
+  applyFlush(origin: Origin): Promise<void> {
+    return this.#follow(origin, () => this.#applier.flush());
+  }
+
+  /** What the peer's policing module says. */
+  async police(origin: Origin, messages: readonly PolicingMessage[]): Promise<void> {
+    await this.controller.settledFor(origin.session);
+    this.#checkOrigin(origin);
+    this.#engine.access.receive(origin.session, messages);
+  }
+
+  async #follow(origin: Origin, action: () => Promise<void>): Promise<void> {
+    await this.controller.settledFor(origin.session);
+    this.#checkOrigin(origin);
     try {
-      await this.#engine.apply(action);
+      await action();
     } catch (error) {
       // The peer hears that this member leaves before it hears that the write failed, and need not break off.
       await this.controller.announced();
       throw error;
     }
+  }
+
+  /** Only the session that the members have met in, and no older view than the one that this member knows. */
+  #checkOrigin({ session, view }: Origin): void {
+    const { attached, record } = this.controller;
+    if (attached !== session || !session.open || view < record.known.number) throw accessMoved();
   }
 
   #executeOnce(from: ForwardedFrom, local: () => Promise<void>): Promise<void> {
@@ -328,6 +406,14 @@ export class MirroredVolume extends BaseDevice {
   #checkPeerRange(offset: number, length: number): void {
     checkRange(this.name, this.geometry.sizeBytes, offset, length);
   }
+}
+
+function arbiterOf({ onLostPeer, arbiter }: MirroredVolumeOptions): Arbiter | undefined {
+  if (onLostPeer.kind !== 'majority') return undefined;
+  if (arbiter === undefined) {
+    throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', 'majority needs an arbiter; give one (RegisterArbiter)');
+  }
+  return arbiter;
 }
 
 function tooMany(name: string, underWay: number): HoldfastError {

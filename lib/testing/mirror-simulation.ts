@@ -218,6 +218,7 @@ class SimulatedServer {
       device,
       store,
       isBlank: async () => plan.blank,
+      policingExtentBytes: 2 * GRAIN_BYTES,
       resyncWindow: 3,
       resyncPieceBytes: 2 * GRAIN_BYTES,
       onEvent: (event) => {

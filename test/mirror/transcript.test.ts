@@ -99,3 +99,33 @@ test('forced while the other had gone on: a split brain is told, and both stop',
   }
   await expect(pair.transcript).toMatchFileSnapshot(file('split-brain'));
 });
+
+test('the link is cut while both have writes under way: under suspend both are acknowledged once it is mended', async () => {
+  const pair = await started(new Pair({ kind: 'suspend' }, { blank: true }));
+  await pair.write('b', 65_536, 1);
+  pair.cut();
+  const writes = [pair.beginWrite('a', 0, 12), pair.beginWrite('b', 65_536, 13)];
+  await pair.pass(8_000);
+  pair.mend();
+  await pair.until(Promise.all(writes));
+  for (const name of ['a', 'b'] as const) expect([pair.peek(name, 0), pair.peek(name, 65_536)]).toEqual([12, 13]);
+  await expect(pair.transcript).toMatchFileSnapshot(file('link-cut-and-mended'));
+});
+
+test('the link is cut and both go on: the split brain is told with what each side would lose', async () => {
+  const pair = await started(new Pair({ kind: 'continue' }, { blank: true }));
+  pair.cut();
+  await pair.write('a', 0, 14);
+  await pair.write('b', 65_536, 15);
+  pair.mend();
+  await pair.pass(8_000);
+  for (const name of ['a', 'b'] as const) {
+    const { problem, gate } = pair.volume(name).status;
+    expect(gate.mode).toBe('closed');
+    expect(problem?.code).toBe('ERR_HOLDFAST_SPLIT_BRAIN');
+    expect(problem?.message).toContain('b has the newer changes');
+    expect(problem?.message).toContain('giving up a would lose up to 65536 bytes');
+    pair.say(`${name} says: ${problem?.message}`);
+  }
+  await expect(pair.transcript).toMatchFileSnapshot(file('both-continue'));
+});

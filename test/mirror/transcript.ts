@@ -5,6 +5,7 @@
 
 import type { MemberStore } from '../../lib/mirror/member-store.ts';
 import { Metadata } from '../../lib/mirror/metadata.ts';
+import type { PolicingMessage } from '../../lib/mirror/policing-wire.ts';
 import type { OnLostPeer } from '../../lib/mirror/standing.ts';
 import type { MemberRecord, View } from '../../lib/mirror/view.ts';
 import { MirroredVolume } from '../../lib/mirror/volume.ts';
@@ -110,6 +111,21 @@ export class Pair {
     this.#disks.get(name)!.kill();
   }
 
+  cut(): void {
+    this.say('-- the link is cut');
+    this.#bothWays((from, to) => this.cluster.network.block(from, to));
+  }
+
+  mend(): void {
+    this.say('-- the link is mended');
+    this.#bothWays((from, to) => this.cluster.network.unblock(from, to));
+  }
+
+  #bothWays(action: (from: Name, to: Name) => void): void {
+    action('a', 'b');
+    action('b', 'a');
+  }
+
   async stop(name: Name): Promise<void> {
     this.say(`-- ${name} is told to stop`);
     await this.until(this.volume(name).close());
@@ -126,8 +142,12 @@ export class Pair {
   }
 
   async write(name: Name, offset: number, byte: number): Promise<void> {
+    await this.until(this.beginWrite(name, offset, byte));
+  }
+
+  async beginWrite(name: Name, offset: number, byte: number): Promise<void> {
     this.say(`-- a client of ${name} writes 4 KiB at ${offset / KIB} KiB`);
-    await this.until(this.volume(name).write(offset, new Uint8Array(4 * KIB).fill(byte)));
+    await this.volume(name).write(offset, new Uint8Array(4 * KIB).fill(byte));
     this.say(`   acknowledged`);
   }
 
@@ -198,8 +218,9 @@ function viewInWords({ number, inSync, holder }: View): string {
 }
 
 function details(control: unknown): string {
-  const { view, scope, record, offset, length, fua } = control as {
-    view?: View;
+  const { view, scope, record, offset, length, fua, messages } = control as {
+    view?: View | number;
+    messages?: readonly PolicingMessage[];
     scope?: string;
     record?: MemberRecord;
     offset?: number;
@@ -208,7 +229,9 @@ function details(control: unknown): string {
   };
   const words = [
     record && inWords(record),
-    view && viewInWords(view),
+    typeof view === 'object' && viewInWords(view),
+    typeof view === 'number' && `in view ${view}`,
+    ...(messages ?? []).map(({ kind, mode, extent }) => `${kind} ${mode} ${extent}`),
     scope && `scope ${scope}`,
     offset !== undefined && `at ${offset / KIB} KiB`,
     length !== undefined && `${length / KIB} KiB`,

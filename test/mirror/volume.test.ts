@@ -90,7 +90,7 @@ function sameContent([first, second]: readonly [Member, Member]): Promise<boolea
 }
 
 for (const member of [0, 1] as const) {
-  const where = member === 0 ? 'at the member with access' : 'at the member that forwards';
+  const where = member === 0 ? 'at the member with access' : 'at the other member';
   conformance(`a mirrored volume, ${where},`, async () => {
     const pair = await openPair();
     return { device: pair.members[member].volume, cleanUp: () => pair.cleanUp() };

@@ -1,0 +1,135 @@
+/**
+ * The own copy of a member: its device behind the activity log and a watch. What its clients write and what the other
+ * member's engine sends both go through here.
+ *
+ * Invariants:
+ * - A range is in the log, durably, before a write to it begins (`enter`), here and before the other copy hears of it:
+ *   whatever one copy may have and the other not is in the log of one of them.
+ * - The log hears of every flush that has succeeded, and of nothing else that makes data durable.
+ * - The first failure is told, once; a request that takes longer than `timeoutMs` is one. A late write is then failed;
+ *   a late read is left to end by itself, since the device may still fill the caller's buffer.
+ */
+import type { Clock } from '../base/clock.ts';
+import { HoldfastError, isHoldfastError } from '../base/errors.ts';
+import { isPlanted } from '../base/planted-bug.ts';
+import type { BlockDevice } from '../storage/block-device.ts';
+import { SharedRun } from '../storage/shared-run.ts';
+import type { ActivityLog } from './activity-log.ts';
+import { Watch } from './watch.ts';
+
+export interface OwnCopyOptions {
+  readonly device: BlockDevice;
+  readonly log: ActivityLog;
+  readonly clock: Clock;
+  readonly timeoutMs: number;
+  /** The device has failed a request. Called for every failure. */
+  readonly onFailure: (error: HoldfastError) => void;
+}
+
+export class OwnCopy {
+  readonly device: BlockDevice;
+  readonly log: ActivityLog;
+  readonly #options: OwnCopyOptions;
+  readonly #watch: Watch;
+  readonly #flush: SharedRun;
+  readonly #changing = new Set<(error: HoldfastError) => void>();
+
+  constructor(options: OwnCopyOptions) {
+    this.#options = options;
+    this.device = options.device;
+    this.log = options.log;
+    this.#watch = new Watch(options.clock, options.timeoutMs, (ageMs) => this.#late(ageMs));
+    this.#flush = new SharedRun(() => this.#flushNow());
+  }
+
+  /**
+   * A write to the range may begin when this has resolved; at once if it is undefined. `leave` it when the write has
+   * ended. If it rejects there is nothing to leave.
+   */
+  enter(offset: number, length: number): Promise<void> | undefined {
+    const named = this.log.enter(offset, length);
+    return named && this.#watched(() => named);
+  }
+
+  leave(offset: number, length: number): void {
+    this.log.leave(offset, length);
+  }
+
+  /** Enters the range, changes it, leaves it. */
+  async change(offset: number, length: number, action: (device: BlockDevice) => Promise<void>): Promise<void> {
+    const named = this.enter(offset, length);
+    if (named !== undefined) await named;
+    try {
+      await this.write(action);
+    } finally {
+      this.leave(offset, length);
+    }
+  }
+
+  async read(offset: number, buffer: Uint8Array): Promise<void> {
+    const request = this.#watch.begin();
+    try {
+      await this.device.read(offset, buffer);
+    } catch (error) {
+      throw this.#failed(error);
+    } finally {
+      this.#watch.end(request);
+    }
+  }
+
+  /** A write, or zeroes, to a range that has been entered. */
+  write(action: (device: BlockDevice) => Promise<void>): Promise<void> {
+    return this.#watched(() => action(this.device));
+  }
+
+  /** Makes durable what was written before the call. */
+  flush(): Promise<void> {
+    return isPlanted('dropped-flush') ? Promise.resolve() : this.#flush.run();
+  }
+
+  /** The last request has ended: nothing is watched any more, and nothing is taken out of the log. */
+  async close(): Promise<void> {
+    this.#watch.stop();
+    await this.log.close();
+  }
+
+  async #flushNow(): Promise<void> {
+    const mark = this.log.flushBegins();
+    await this.#watched(() => this.device.flush());
+    this.log.flushSucceeded(mark);
+  }
+
+  async #watched(action: () => Promise<void>): Promise<void> {
+    const request = this.#watch.begin();
+    let giveUp: ((error: HoldfastError) => void) | undefined;
+    try {
+      await new Promise<void>((resolve, reject) => {
+        giveUp = reject;
+        this.#changing.add(reject);
+        action().then(resolve, reject);
+      });
+    } catch (error) {
+      throw this.#failed(error);
+    } finally {
+      this.#watch.end(request);
+      if (giveUp !== undefined) this.#changing.delete(giveUp);
+    }
+  }
+
+  #late(ageMs: number): void {
+    const error = new HoldfastError(
+      'ERR_HOLDFAST_TIMEOUT',
+      `${this.device.name} has not answered for ${Math.round(ageMs / 1000)} s; look at the device and its cables`,
+    );
+    this.#options.onFailure(error);
+    for (const giveUp of [...this.#changing]) giveUp(error);
+  }
+
+  #failed(error: unknown): HoldfastError {
+    const failure = isHoldfastError(error)
+      ? error
+      : new HoldfastError('ERR_HOLDFAST_IO', `${this.device.name} failed: ${String(error)}`, { cause: error });
+    this.#options.onFailure(failure);
+    return failure;
+  }
+}
