@@ -18,7 +18,7 @@ export interface VoterState {
   readonly promised: Ballot;
   /** The last proposal that it has accepted, and its value. */
   readonly accepted: Ballot;
-  /** At most VALUE_MAX_BYTES of ASCII; empty: nothing yet. */
+  /** At most VALUE_MAX_BYTES of printable ASCII; empty: nothing yet. */
   readonly value: string;
 }
 
@@ -39,7 +39,8 @@ export interface Arbiter {
   /**
    * Puts `next` in the place of `expected` (empty: nothing yet), durably. If the value is `next` already, that is a
    * success too: the answer to an earlier attempt may have been lost. If it is anything else, that value is the answer,
-   * and it is durable.
+   * and it is durable; it does not follow that `next` never was the value, only that it is not any more. A value
+   * that comes back later would make a lost answer look like success: let each carry something unique.
    *
    * @throws HoldfastError ERR_HOLDFAST_NO_MAJORITY when too few voters answer in time: then it may have happened, or
    *   happen later. ERR_HOLDFAST_ABORTED.
