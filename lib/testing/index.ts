@@ -8,6 +8,17 @@ export {
   type FaultyDeviceOptions,
   type InjectedFault,
 } from '../storage/faulty-device.ts';
+export {
+  type CrashCheck,
+  type CrashFailure,
+  type CrashProgress,
+  CrashRecorder,
+  type CrashRecorderOptions,
+  type CrashReport,
+  type CrashState,
+  type ReplayOptions,
+} from './crash-recorder.ts';
+export type { RecordedWrite } from './crash-recording.ts';
 export { checkFlushed, checkLinearizable, INITIAL_VALUE, type Operation, type Violation } from './history.ts';
 export { type SimulationPlan, type SimulationResult, simulateMirror } from './mirror-simulation.ts';
 export { type RunEnd, Scheduler } from './scheduler.ts';
