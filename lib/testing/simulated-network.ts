@@ -7,6 +7,7 @@
  *   stands still is felt at the other end.
  * - A blocked direction (partition, clog) loses nothing of an open connection: it holds what is on the way, as TCP's
  *   retransmission does, and goes on when it heals.
+ * - A lost segment (`stallRate`) is what TCP makes of it: a connection that stands still for a while.
  * - Drop, duplicate and reorder act on what one `write` queued. TCP never does that, broken middle boxes and memory do;
  *   whoever reads the stream has to notice.
  * - Bytes are taken from the writer's buffers when they leave, not before: a writer that changes them too early is seen.
@@ -36,6 +37,9 @@ const CONNECT_GIVE_UP_MS = 127_000;
 const TRACED_BYTES = 64;
 /** How many of the link's longest delays a reordered chunk comes late. */
 const LATE_FACTOR = 4;
+/** A segment that is lost is sent again after this time, then after twice as long … (RFC 6298; Linux starts at 200 ms). */
+const RETRANSMISSION_MS = 200;
+const RETRANSMISSIONS_MAX = 3;
 
 /** One direction of the link between two machines. Rates are probabilities per write. */
 export interface LinkOptions {
@@ -47,6 +51,8 @@ export interface LinkOptions {
   readonly duplicateRate: number;
   readonly reorderRate: number;
   readonly resetRate: number;
+  /** A segment is lost once or more often: it and what follows it come late, as TCP sends it again. */
+  readonly stallRate: number;
   /** How often a chunk arrives in two pieces. */
   readonly splitRate: number;
 }
@@ -59,16 +65,23 @@ export const FAULTLESS_LINK: LinkOptions = {
   duplicateRate: 0,
   reorderRate: 0,
   resetRate: 0,
+  stallRate: 0,
   splitRate: 0.05,
 };
 
 /** State of one direction between two machines; shared by all connections that go that way. */
 class Link {
-  options: LinkOptions = FAULTLESS_LINK;
+  readonly to: string;
+  options: LinkOptions;
   blocked = false;
   /** What waits for the direction to be unblocked, in order. */
   held: (() => void)[] = [];
   freeAtUs = 0;
+
+  constructor(to: string, options: LinkOptions) {
+    this.to = to;
+    this.options = options;
+  }
 }
 
 interface BoundListener {
@@ -104,7 +117,9 @@ export class SimulatedNetwork {
   /** The network as one process sees it. Its machine is the process's name, and that is its host name too. */
   endpoint(process: SimulatedProcess): Network {
     return {
-      listen: async (address, options, accept) => this.#listen(process, address, options, accept),
+      // What still runs of a process that has just died takes no port.
+      listen: async (address, options, accept) =>
+        process.alive ? this.#listen(process, address, options, accept) : new Promise(() => {}),
       connect: (address, options) => this.#connect(process, address, options),
     };
   }
@@ -181,8 +196,7 @@ export class SimulatedNetwork {
     const key = `${from} > ${to}`;
     let link = this.#links.get(key);
     if (link === undefined) {
-      link = new Link();
-      link.options = this.#defaults;
+      link = new Link(to, this.#defaults);
       this.#links.set(key, link);
     }
     return link;
@@ -193,25 +207,24 @@ export class SimulatedNetwork {
   }
 
   /** When what is sent now arrives, in microseconds of the scheduler. */
-  arrivalUs(from: string, to: string, byteCount: number): number {
-    const link = this.link(from, to);
+  arrivalUs(link: Link, byteCount: number): number {
     const { delayMinMs, delayMaxMs, bytesPerMs } = link.options;
     link.freeAtUs = Math.max(this.scheduler.nowUs, link.freeAtUs) + Math.ceil((byteCount / bytesPerMs) * 1000);
     return link.freeAtUs + Math.ceil(this.random.between(delayMinMs, delayMaxMs) * 1000);
   }
 
   /** Runs `deliver` at the other machine at that time, or once the direction is not blocked. */
-  deliverAt(from: string, to: string, atUs: number, deliver: () => void): void {
-    const link = this.link(from, to);
+  deliverAt(link: Link, atUs: number, deliver: () => void): void {
     const arrive = (): void => {
       if (link.blocked) link.held.push(arrive);
-      else if (!this.#machinesDown.has(to)) deliver();
+      else if (!this.#machinesDown.has(link.to)) deliver();
     };
     this.scheduler.schedule(atUs - this.scheduler.nowUs, arrive);
   }
 
   send(from: string, to: string, deliver: () => void): void {
-    this.deliverAt(from, to, this.arrivalUs(from, to, 0), deliver);
+    const link = this.link(from, to);
+    this.deliverAt(link, this.arrivalUs(link, 0), deliver);
   }
 
   remember(end: SimulatedConnection): void {
@@ -332,6 +345,7 @@ class SimulatedConnection implements Connection {
   readonly #network: SimulatedNetwork;
   readonly #label: string;
   #far!: SimulatedConnection;
+  #link!: Link;
   #handler: ConnectionHandler | undefined;
 
   // Sending.
@@ -365,6 +379,7 @@ class SimulatedConnection implements Connection {
 
   join(far: SimulatedConnection): void {
     this.#far = far;
+    this.#link = this.#network.link(this.machine, far.machine);
   }
 
   get machine(): string {
@@ -458,12 +473,9 @@ class SimulatedConnection implements Connection {
   #depart(bytes: Uint8Array): void {
     const network = this.#network;
     const { random } = network;
-    const { dropRate, duplicateRate, reorderRate, resetRate, splitRate } = network.link(
-      this.machine,
-      this.peerMachine,
-    ).options;
+    const { dropRate, duplicateRate, reorderRate, resetRate, splitRate } = this.#link.options;
     const data = (piece: Uint8Array): Arrival => ({ kind: 'data', bytes: piece });
-    network.note(`${this.#label} sends ${bytes.length} ${digest(bytes)}`);
+    network.trace.event(network.scheduler.nowUs, this.#label, 'sends', bytes.length, digest(bytes));
     if (random.chance(resetRate)) {
       network.note(`${this.#label} reset`);
       // Not from inside the owner's write.
@@ -491,13 +503,19 @@ class SimulatedConnection implements Connection {
   /** In order, unless it is late: then what is sent after it may overtake it. */
   #transmit(arrival: Arrival, late: boolean): void {
     const network = this.#network;
-    const { machine, peerMachine } = this;
+    const { delayMaxMs, stallRate } = this.#link.options;
     const lengthBytes = arrival.kind === 'data' ? arrival.bytes.length : 0;
-    const soonestUs = network.arrivalUs(machine, peerMachine, lengthBytes);
-    let atUs = Math.max(soonestUs, this.#lastArrivalUs);
-    if (late) atUs += LATE_FACTOR * network.link(machine, peerMachine).options.delayMaxMs * 1000;
+    let atUs = Math.max(network.arrivalUs(this.#link, lengthBytes), this.#lastArrivalUs);
+    if (network.random.chance(stallRate)) atUs += this.#stallUs();
+    if (late) atUs += LATE_FACTOR * delayMaxMs * 1000;
     else this.#lastArrivalUs = atUs;
-    network.deliverAt(machine, peerMachine, atUs, () => this.#far.#arrive(arrival));
+    network.deliverAt(this.#link, atUs, () => this.#far.#arrive(arrival));
+  }
+
+  #stallUs(): number {
+    const lost = 1 + this.#network.random.below(RETRANSMISSIONS_MAX);
+    this.#network.trace.event(this.#network.scheduler.nowUs, this.#label, 'stalls', lost, 0);
+    return RETRANSMISSION_MS * (2 ** lost - 1) * 1000;
   }
 
   #sendEnd(error: Error | undefined): void {
@@ -538,15 +556,17 @@ class SimulatedConnection implements Connection {
   }
 
   #consume(bytes: Uint8Array): void {
+    const { trace, scheduler } = this.#network;
     this.#far.#acknowledged(bytes.length);
-    this.#network.note(`${this.#label} gets ${bytes.length} ${digest(bytes)}`);
+    trace.event(scheduler.nowUs, this.#label, 'gets', bytes.length, 0);
     this.#handler!.onData(bytes);
   }
 
   /** The receiver has taken these bytes. That the sender learns of it at once is a simplification. */
   #acknowledged(byteCount: number): void {
     this.#onTheWayBytes -= byteCount;
-    if (!this.#closed) this.#network.scheduler.schedule(0, () => this.#closed || this.#pump());
+    if (this.#closed || this.#queue.length === 0) return;
+    this.#network.scheduler.schedule(0, () => this.#closed || this.#pump());
   }
 
   #finish(error: Error | undefined): void {
@@ -597,10 +617,10 @@ function joined(chunks: readonly Uint8Array[]): Uint8Array {
   return bytes;
 }
 
-/** Stands for the first bytes in the trace; the frames of the peers carry their bodies' checksums there. */
-function digest(bytes: Uint8Array): string {
+/** Stands for the first bytes in the trace; a frame of the peers carries its body's checksum there. */
+function digest(bytes: Uint8Array): number {
   let hash = 0x811c9dc5;
   const end = Math.min(bytes.length, TRACED_BYTES);
   for (let index = 0; index < end; index++) hash = Math.imul(hash ^ bytes[index]!, 0x01000193);
-  return (hash >>> 0).toString(16);
+  return hash >>> 0;
 }

@@ -2,15 +2,16 @@
  * The trace of a simulation: every event leaves a line in a running hash, so that two runs of one seed can be compared
  * by one word, and the last lines are kept for whoever has to read a failure.
  *
- * The hash is FNV-1a over the lines' UTF-16 units, in two independent 32-bit lanes. It tells runs apart; it is no
- * protection against anyone.
+ * The hash is FNV-1a over the lines' UTF-16 units (over the numbers themselves, where an event has some), in two
+ * independent 32-bit lanes. It tells runs apart; it is no protection against anyone. A line that is not kept is not
+ * built: that is most of what a trace costs.
  */
 
 const FNV_PRIME = 0x01000193;
 const LANE_SEEDS = [0x811c9dc5, 0x9747b28c] as const;
 
 export interface TraceOptions {
-  /** How many of the last lines are kept. Default 200. */
+  /** How many of the last lines are kept. Default 200; 0: the hash alone. */
   readonly keepLines?: number;
 }
 
@@ -30,18 +31,44 @@ export class Trace {
   }
 
   add(line: string): void {
+    this.#mixText(line);
+    if (this.#keepLines > 0) this.#keep(line);
+    this.#count++;
+  }
+
+  /** An event with numbers (whole ones): who did what, at which microsecond, to how much. */
+  event(atUs: number, who: string, what: string, first: number, second: number): void {
+    this.#mixText(who);
+    this.#mixText(what);
+    this.#mix(atUs);
+    this.#mix(first);
+    this.#mix(second);
+    if (this.#keepLines > 0) this.#keep(`${atUs} ${who} ${what} ${first} ${second.toString(16)}`);
+    this.#count++;
+  }
+
+  #keep(line: string): void {
+    this.#kept[this.#count % this.#keepLines] = line;
+  }
+
+  #mixText(text: string): void {
     let laneA = this.#laneA;
     let laneB = this.#laneB;
-    for (let index = 0; index < line.length; index++) {
-      const unit = line.charCodeAt(index);
+    for (let index = 0; index < text.length; index++) {
+      const unit = text.charCodeAt(index);
       laneA = Math.imul(laneA ^ unit, FNV_PRIME);
       laneB = Math.imul(laneB ^ (unit + index), FNV_PRIME);
     }
-    // The end of the line counts too: "ab" + "c" is not "a" + "bc".
+    // The end of the text counts too: "ab" + "c" is not "a" + "bc".
     this.#laneA = Math.imul(laneA ^ 0x100, FNV_PRIME);
     this.#laneB = Math.imul(laneB ^ 0x100, FNV_PRIME);
-    if (this.#keepLines > 0) this.#kept[this.#count % this.#keepLines] = line;
-    this.#count++;
+  }
+
+  /** All of its 53 bits count. */
+  #mix(number: number): void {
+    const high = Math.floor(number / 2 ** 32);
+    this.#laneA = Math.imul(Math.imul(this.#laneA ^ (number | 0), FNV_PRIME) ^ high, FNV_PRIME);
+    this.#laneB = Math.imul(Math.imul(this.#laneB ^ high, FNV_PRIME) ^ (number | 0), FNV_PRIME) + 1;
   }
 
   /** 16 hexadecimal digits that stand for all lines so far. */

@@ -126,3 +126,21 @@ test('the trace keeps the last lines, and its hash tells order and borders apart
   expect(hashOf(['b', 'a', 'c', 'd'])).not.toBe(trace.hash());
   expect(hashOf(['ab', 'c', 'd'])).not.toBe(trace.hash());
 });
+
+test('the trace of numbers tells apart what differs in any of them, kept or not', () => {
+  const hashOf = (keepLines: number, ...event: [number, string, string, number, number]): string => {
+    const trace = new Trace({ keepLines });
+    trace.event(...event);
+    return trace.hash();
+  };
+  const base: [number, string, string, number, number] = [5, 'a', 'sends', 7, 9];
+  expect(hashOf(0, ...base)).toBe(hashOf(10, ...base));
+  const others: (typeof base)[] = [
+    [6, 'a', 'sends', 7, 9],
+    [5 + 2 ** 40, 'a', 'sends', 7, 9],
+    [5, 'b', 'sends', 7, 9],
+    [5, 'a', 'gets', 7, 9],
+    [5, 'a', 'sends', 9, 7],
+  ];
+  for (const other of others) expect(hashOf(0, ...other)).not.toBe(hashOf(0, ...base));
+});

@@ -100,6 +100,26 @@ test('connecting is refused, times out in a partition, and is cancelled', async 
   expect(await waiting).toBe('ERR_HOLDFAST_ABORTED');
 });
 
+test('a lost segment makes the stream stand still and changes nothing of it', async () => {
+  const { cluster, a, b } = await pair({ link: { stallRate: 0.2 } });
+  for (let part = 0; part < 30; part++) a.connection.write(bytes(part * 3, 3));
+  await cluster.scheduler.runFor(190);
+  expect(b.received.length).toBeLessThan(90);
+  await cluster.scheduler.runFor(60_000);
+  expect(b.received).toEqual([...bytes(0, 90)[0]!]);
+});
+
+test('a clogged direction holds everything, then delivers it', async () => {
+  const { cluster, a, b } = await pair();
+  cluster.network.clog('a', 'b', 500);
+  a.connection.write(bytes(0, 10));
+  b.connection.write(bytes(0, 10));
+  await cluster.scheduler.runFor(499);
+  expect([a.received.length, b.received.length]).toEqual([10, 0]);
+  await cluster.scheduler.runFor(2);
+  expect(b.received).toEqual([...bytes(0, 10)[0]!]);
+});
+
 test('a key is proven or refused as TLS would', async () => {
   const cluster = new SimulatedCluster({ seed: 1, names: ['a', 'b'] });
   const seen: (string | undefined)[] = [];
