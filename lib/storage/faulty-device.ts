@@ -18,7 +18,14 @@ export type FaultAction =
   /** Keeps the request back until the fault is removed. */
   | { readonly kind: 'hang' }
   /** Turns over one bit of what is read, or of what reaches the device; by default the first of the request. */
-  | { readonly kind: 'flip-bit'; readonly offset?: number; readonly bit?: number };
+  | { readonly kind: 'flip-bit'; readonly offset?: number; readonly bit?: number }
+  /** The data of a write lands here, in bytes from the device's start, and not where it belongs. Undefined: not this one. */
+  | { readonly kind: 'misdirect'; readonly to: (offset: number, length: number) => number | undefined }
+  /**
+   * Tells someone that the request is on its way to the device (`started`), or `done` there and not answered yet. It is
+   * never answered if that one says `gone`: whoever asked is not there any more.
+   */
+  | { readonly kind: 'trigger'; readonly when: 'started' | 'done'; readonly trigger: () => 'gone' | 'answer' };
 
 export interface FaultRule {
   readonly action: FaultAction;
@@ -71,6 +78,9 @@ class ActiveFault implements InjectedFault {
   }
 }
 
+const NONE: readonly ActiveFault[] = [];
+const NEVER = new Promise<never>(() => {});
+
 export class FaultPlan {
   readonly #faults: ActiveFault[] = [];
   readonly #random: Random | undefined;
@@ -97,7 +107,8 @@ export class FaultPlan {
   }
 
   /** The faults that act on this request; counts it. */
-  match(operation: FaultOperation, offset: number, length: number): ActiveFault[] {
+  match(operation: FaultOperation, offset: number, length: number): readonly ActiveFault[] {
+    if (this.#faults.length === 0) return NONE;
     return this.#faults.filter((fault) => {
       const { on, within, skip = 0, times = Number.POSITIVE_INFINITY, probability } = fault.rule;
       const isMeant = typeof on === 'string' ? on === operation : (on?.includes(operation) ?? true);
@@ -142,41 +153,50 @@ export class FaultyDevice extends BaseDevice {
 
   protected async performRead(offset: number, buffer: Uint8Array, options: IoOptions | undefined): Promise<void> {
     const faults = this.plan.match('read', offset, buffer.byteLength);
+    if (faults.length === 0) return this.#next.read(offset, buffer, options);
     await this.#through(faults, 'read', offset, buffer.byteLength, () => this.#next.read(offset, buffer, options));
     for (const { action } of faults) flipBit(action, offset, buffer);
   }
 
   protected async performWrite(offset: number, buffer: Uint8Array, options: WriteOptions | undefined): Promise<void> {
     const faults = this.plan.match('write', offset, buffer.byteLength);
+    if (faults.length === 0) return this.#next.write(offset, buffer, options);
     const flips = faults.filter(({ action }) => action.kind === 'flip-bit');
     const bytes = flips.length > 0 ? buffer.slice() : buffer;
     for (const { action } of flips) flipBit(action, offset, bytes);
-    await this.#through(faults, 'write', offset, buffer.byteLength, () => this.#next.write(offset, bytes, options));
+    const at = landsAt(faults, offset, buffer.byteLength);
+    await this.#through(faults, 'write', offset, buffer.byteLength, () => this.#next.write(at, bytes, options));
   }
 
-  protected async performFlush(options: IoOptions | undefined): Promise<void> {
-    await this.#through(this.plan.match('flush', 0, 0), 'flush', 0, 0, () => this.#next.flush(options));
+  protected performFlush(options: IoOptions | undefined): Promise<void> {
+    return this.#through(this.plan.match('flush', 0, 0), 'flush', 0, 0, () => this.#next.flush(options));
   }
 
-  protected async performDiscard(offset: number, length: number, options: IoOptions | undefined): Promise<void> {
+  protected performDiscard(offset: number, length: number, options: IoOptions | undefined): Promise<void> {
     const faults = this.plan.match('discard', offset, length);
-    await this.#through(faults, 'discard', offset, length, () => this.#next.discard(offset, length, options));
+    return this.#through(faults, 'discard', offset, length, () => this.#next.discard(offset, length, options));
   }
 
-  protected async performWriteZeroes(
-    offset: number,
-    length: number,
-    options: WriteZeroesOptions | undefined,
-  ): Promise<void> {
+  protected performWriteZeroes(offset: number, length: number, options: WriteZeroesOptions | undefined): Promise<void> {
     const faults = this.plan.match('writeZeroes', offset, length);
-    await this.#through(faults, 'writeZeroes', offset, length, () => this.#next.writeZeroes(offset, length, options));
+    return this.#through(faults, 'writeZeroes', offset, length, () => this.#next.writeZeroes(offset, length, options));
   }
 
   protected performClose(): Promise<void> {
     return this.#next.close();
   }
 
-  async #through(
+  #through(
+    faults: readonly ActiveFault[],
+    operation: FaultOperation,
+    offset: number,
+    length: number,
+    perform: () => Promise<void>,
+  ): Promise<void> {
+    return faults.length === 0 ? perform() : this.#misbehave(faults, operation, offset, length, perform);
+  }
+
+  async #misbehave(
     faults: readonly ActiveFault[],
     operation: FaultOperation,
     offset: number,
@@ -191,7 +211,10 @@ export class FaultyDevice extends BaseDevice {
     const errors = faults.map(({ action }) => action).filter((action) => action.kind === 'error');
     const before = errors.find((error) => error.when !== 'after');
     if (before !== undefined) throw this.#failure(before.errno ?? 'EIO', operation, offset, length);
-    await perform();
+    const performed = perform();
+    if (pull(faults, 'started') === 'gone') return NEVER;
+    await performed;
+    if (pull(faults, 'done') === 'gone') return NEVER;
     const after = errors[0];
     if (after !== undefined) throw this.#failure(after.errno ?? 'EIO', operation, offset, length);
   }
@@ -210,6 +233,21 @@ export class FaultyDevice extends BaseDevice {
       { errno },
     );
   }
+}
+
+function pull(faults: readonly ActiveFault[], when: 'started' | 'done'): 'gone' | 'answer' {
+  let outcome: 'gone' | 'answer' = 'answer';
+  for (const { action } of faults) {
+    if (action.kind === 'trigger' && action.when === when && action.trigger() === 'gone') outcome = 'gone';
+  }
+  return outcome;
+}
+
+function landsAt(faults: readonly ActiveFault[], offset: number, length: number): number {
+  for (const { action } of faults) {
+    if (action.kind === 'misdirect') return action.to(offset, length) ?? offset;
+  }
+  return offset;
 }
 
 function flipBit(action: FaultAction, offset: number, bytes: Uint8Array): void {

@@ -9,7 +9,8 @@
  * - `crash()`, a power cut: requests in flight never end; each unflushed write is kept, lost or torn by sectors.
  * - `kill()`, the death of the process: completed writes stay, each one in flight happened, did not, or did in part.
  * - A discarded range becomes zeros, or not.
- * - What a `FaultPlan` injects: errors, hangs, delays, single bits.
+ * - What a `FaultPlan` injects: errors, hangs, delays, single bits, writes that go astray.
+ * - `rot()`: a bit turns over where it lies.
  *
  * The disk outlives the faces that `open` gives; there is one at a time. After `crash` or `kill` the old face is dead:
  * nothing that it was asked for ever ends.
@@ -132,10 +133,25 @@ export class SimulatedDisk {
     face?.die();
   }
 
-  /** The power goes: with it the process, and what was only in the volatile cache. */
-  crash(): void {
+  /**
+   * The power goes: with it the process, and what was only in the volatile cache. True if a write that had completed is
+   * not there any more, or not whole.
+   */
+  crash(): boolean {
     this.kill();
-    this.#media.losePower();
+    return this.#media.losePower();
+  }
+
+  /** One bit of what lies at this byte turns over, for good. */
+  rot(offset: number, bit: number): void {
+    this.#media.rot(offset, bit);
+  }
+
+  /** A new disk, all zeros, in this one's place. The process that had it open is gone. */
+  replace(): void {
+    this.kill();
+    this.faults.clear();
+    this.#media.clear();
   }
 
   /** Looks at the content as a read would find it now, without taking time: for checkers. */

@@ -81,17 +81,37 @@ export class SimulatedMedia {
     while (this.#cache.length > 0 && this.#cache[0]!.ordinal < mark) this.#writeBackOldest();
   }
 
-  /** A power cut: each change in the cache is kept, lost, or torn by sectors. */
-  losePower(): void {
+  /** A power cut: each change in the cache is kept, lost, or torn by sectors. True if any was not kept whole. */
+  losePower(): boolean {
     // From a cut that loses everything to one that loses nothing: both ends are rare if each change is drawn alone.
     const keepOfFour = this.#random.below(5);
     const cache = this.#cache;
     this.#cache = [];
     this.#cachedBytes = 0;
+    let hasLost = false;
     for (const change of cache) {
-      for (const kept of this.#remains(change, keepOfFour)) put(this.#durable, kept);
+      const remains = this.#remains(change, keepOfFour);
+      hasLost ||= remains.reduce((length, kept) => length + kept.length, 0) < change.length;
+      for (const kept of remains) put(this.#durable, kept);
     }
     for (const { offset, length } of cache) this.#current.copyFrom(this.#durable, offset, length);
+    return hasLost;
+  }
+
+  /** One bit turns over where it lies, in the cache and on the medium. */
+  rot(offset: number, bit: number): void {
+    const data = new Uint8Array(1);
+    this.read(offset, data);
+    data[0]! ^= 1 << bit;
+    this.apply({ offset, length: 1, data }, true);
+  }
+
+  /** Another medium in this one's place: it reads as zeros. */
+  clear(): void {
+    this.#current.clear();
+    this.#durable.clear();
+    this.#cache = [];
+    this.#cachedBytes = 0;
   }
 
   #writeBackOldest(): void {

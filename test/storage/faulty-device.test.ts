@@ -137,3 +137,48 @@ test('several faults act on one request; clearing the plan ends them all', async
   await expect(reading).rejects.toMatchObject({ code: 'ERR_HOLDFAST_IO' });
   await device.read(0, into());
 });
+
+test('a write goes astray: it lands elsewhere, and its own place stays as it was', async () => {
+  const { next, device } = open();
+  device.inject({ action: { kind: 'misdirect', to: (offset) => (offset === 0 ? 2048 : undefined) }, on: 'write' });
+  await device.write(0, bytes);
+  await device.write(512, bytes);
+  const found = into();
+  await next.read(0, found);
+  expect(found).toEqual(into());
+  for (const offset of [512, 2048]) {
+    await next.read(offset, found);
+    expect(found).toEqual(bytes);
+  }
+});
+
+test.each(['started', 'done'] as const)('a trigger is pulled when the n-th write has %s', async (when) => {
+  const { next, device } = open();
+  const seen: Uint8Array[] = [];
+  const trigger = () => {
+    // A memory device has done a write as soon as it was asked.
+    seen.push(into());
+    void next.read(512, seen[0]!);
+    return 'answer' as const;
+  };
+  device.inject({ action: { kind: 'trigger', when, trigger }, on: 'write', skip: 1, times: 1 });
+  await device.write(0, bytes);
+  expect(seen).toEqual([]);
+  await device.write(512, bytes);
+  await device.write(1024, bytes);
+  expect(seen).toEqual([bytes]);
+});
+
+test('a request whose asker is gone is never answered', async () => {
+  const { device } = open();
+  for (const when of ['started', 'done'] as const) {
+    device.inject({ action: { kind: 'trigger', when, trigger: () => 'gone' }, on: 'flush', times: 1 });
+    let answered = false;
+    void device.flush().then(() => {
+      answered = true;
+    });
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    expect(answered).toBe(false);
+  }
+  await device.flush();
+});

@@ -229,6 +229,45 @@ test('faults are injected below the read-modify-write and stay through a crash',
   await done(device.read(512, new Uint8Array(512)));
 });
 
+test('a crash says whether it has cost anything', async () => {
+  const seen = new Set<string>();
+  for (const seed of seeds) {
+    const { disk, done } = makeDisk(seed);
+    const device = disk.open();
+    await done(device.write(0, pattern(512, 1), { fua: true }));
+    if (seed % 2 === 0) await done(device.write(0, pattern(512, 2)));
+    const hasLost = disk.crash();
+    const isNew = content(disk, 0, 512)[0] === pattern(512, seed % 2 === 0 ? 2 : 1)[0];
+    expect(hasLost).toBe(!isNew);
+    seen.add(`${seed % 2} ${hasLost}`);
+  }
+  expect([...seen].sort()).toEqual(['0 false', '0 true', '1 false']);
+});
+
+test('a bit that rots turns over in the cache and on the medium, for good', async () => {
+  for (const flushed of [false, true]) {
+    const { disk, done } = makeDisk(3);
+    const device = disk.open();
+    await done(device.write(0, pattern(1024, 1), { fua: flushed }));
+    disk.rot(700, 3);
+    const rotten = pattern(1024, 1);
+    rotten[700]! ^= 8;
+    expect(content(disk, 0, 1024)).toEqual(rotten);
+    await done(device.flush());
+    expect(disk.crash()).toBe(false);
+    expect(content(disk, 0, 1024)).toEqual(rotten);
+  }
+});
+
+test('another disk in its place is empty and well', async () => {
+  const { disk, done } = makeDisk(1);
+  await done(disk.open().write(0, pattern(512, 1)));
+  disk.faults.inject({ action: { kind: 'error' } });
+  disk.replace();
+  expect(content(disk, 0, 512)).toEqual(new Uint8Array(512));
+  await done(disk.open().write(0, pattern(512, 1)));
+});
+
 /** Random work with crashes; the trace says what happened when. */
 async function tracedRun(seed: number): Promise<string> {
   const { scheduler, disk, done } = makeDisk(seed);
