@@ -88,24 +88,45 @@ function violation(rule: Violation['rule'], ...zones: readonly Zone[]): Violatio
 }
 
 /**
- * What must hold even where power cuts may take back writes that were not flushed: no read gives a value that an
- * acknowledged and durable write had replaced before. Undefined if it holds.
+ * What must hold even where what was not flushed may be lost: no read gives a value that an acknowledged and durable
+ * write had replaced before. Undefined if it holds. O(n log n): reads in the order of their starts, beside writes in
+ * the order in which they became durable.
  */
 export function checkFlushed(history: readonly Operation[]): Violation | undefined {
-  const writes = new Map(history.filter(({ kind }) => kind === 'write').map((write) => [write.value, write]));
-  for (const read of history) {
-    if (read.kind === 'write' || read.end === Number.POSITIVE_INFINITY) continue;
+  const writes = new Map<number, Operation>();
+  for (const write of history) if (write.kind === 'write') writes.set(write.value, write);
+  const durable = [...writes.values()].filter((write) => write.durable !== undefined);
+  durable.sort((a, b) => a.durable! - b.durable!);
+  const reads = history.filter(({ kind, end }) => kind === 'read' && end !== Number.POSITIVE_INFINITY);
+  reads.sort((a, b) => a.start - b.start);
+  let next = 0;
+  /** Of the writes that were durable before the read began, the one that began last. */
+  let latest: Operation | undefined;
+  for (const read of reads) {
+    for (; next < durable.length && durable[next]!.durable! < read.start; next++) {
+      if (latest === undefined || durable[next]!.start > latest.start) latest = durable[next];
+    }
     const source = writes.get(read.value);
     if (source === undefined && read.value !== INITIAL_VALUE) return { rule: 'unknown-value', operations: [read] };
-    if (source !== undefined && read.end < source.start) {
+    if (source !== undefined && read.end < source.start)
       return { rule: 'read-before-write', operations: [source, read] };
-    }
-    const replaced = source?.end ?? -1;
-    for (const later of writes.values()) {
-      if (later.start > replaced && (later.durable ?? Number.POSITIVE_INFINITY) < read.start) {
-        return { rule: 'older-than-flushed', operations: [later, read] };
-      }
-    }
+    if (latest !== undefined && latest.start > (source?.end ?? -1))
+      return { rule: 'older-than-flushed', operations: [latest, read] };
   }
   return undefined;
+}
+
+/**
+ * Linearizability from a time on, whatever had happened before: what was lost by then may have taken the block back to
+ * any older value, and a write that was under way at that time may come late. So each value from before counts as one
+ * write that can happen at any time after it. Undefined if it holds.
+ */
+export function checkLinearizableSince(history: readonly Operation[], since: number): Violation | undefined {
+  const rest = history.filter(({ start }) => start > since);
+  const readLater = new Set(rest.map(({ value }) => value));
+  const late = history.filter(({ kind, start, value }) => kind === 'write' && start <= since && readLater.has(value));
+  const reborn = late.map(({ value }): Operation => {
+    return { kind: 'write', value, start: since, end: Number.POSITIVE_INFINITY };
+  });
+  return checkLinearizable([...reborn, ...rest]);
 }
