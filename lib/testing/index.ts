@@ -19,8 +19,15 @@ export {
   type ReplayOptions,
 } from './crash-recorder.ts';
 export type { RecordedWrite } from './crash-recording.ts';
-export { checkFlushed, checkLinearizable, INITIAL_VALUE, type Operation, type Violation } from './history.ts';
-export { type SimulationPlan, type SimulationResult, simulateMirror } from './mirror-simulation.ts';
+export {
+  checkFlushed,
+  checkLinearizable,
+  checkLinearizableSince,
+  INITIAL_VALUE,
+  type Operation,
+  type Violation,
+} from './history.ts';
+export { type SimulationOptions, type SimulationResult, simulateMirror } from './mirror-simulation.ts';
 export { type RunEnd, Scheduler } from './scheduler.ts';
 export { SimulatedClock, SimulatedProcess } from './simulated-clock.ts';
 export {
@@ -37,6 +44,7 @@ export {
 } from './simulated-disk.ts';
 export { FAULTLESS_LINK, type LinkOptions, SimulatedNetwork } from './simulated-network.ts';
 export { SimulatedRandom } from './simulated-random.ts';
+export { FAULT_KINDS, type FaultKind, type SimulationPlan } from './simulation-plan.ts';
 export {
   type TemporaryDevice,
   type TemporaryDeviceOptions,

@@ -1,26 +1,84 @@
 /**
- * `npm run simulate -- --seeds N [--seed S]`: runs N seeds from S (default: a random start) of the mirrored volume's
- * simulation. Prints each failing seed with what went wrong and the last lines of its trace; the last line is
- * `N passed, N failed`. Exit status 1 if any failed.
+ * `npm run simulate -- --seeds N [--seed S] [--jobs J] [--plant BUG] [--verbose]`: runs N seeds from S (default: a
+ * random start) of the mirrored volume's simulation, J at a time (default: one a processor). Prints each failing seed with
+ * what went wrong and how to run it again; the last line is `N passed, N failed`. Exit status 1 if any failed.
+ *
+ * `--plant BUG` puts a known bug in, and stops at the first seed that finds it; exit status 1 if none does.
  */
+import { execFileSync } from 'node:child_process';
+import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
+import { Worker } from 'node:worker_threads';
 import { systemClock } from '../base/clock.ts';
+import { PLANTED_BUGS, type PlantedBug } from '../base/planted-bug.ts';
 import { systemRandom } from '../base/random.ts';
-import { type SimulationResult, simulateMirror } from './mirror-simulation.ts';
+import { formatDuration, RateMeter } from '../cli/progress.ts';
+import { packageRoot, release } from '../cli/release.ts';
+import type { SimulationResult } from './mirror-simulation.ts';
+import type { SeedRequest } from './simulate-worker.ts';
+
+const VERBOSE_LINES = 100_000;
+const PROGRESS_MS = 1000;
+/** On a terminal the line is drawn again; elsewhere a line now and then is enough. */
+const PLAIN_PROGRESS_MS = 30_000;
+/** A seed takes some milliseconds. One that takes this long spins. */
+const SPIN_MS = 120_000;
 
 const { values } = parseArgs({
   options: {
     seeds: { type: 'string', default: '100' },
     seed: { type: 'string' },
+    jobs: { type: 'string' },
+    plant: { type: 'string' },
     verbose: { type: 'boolean', default: false },
   },
 });
 
+function refuse(message: string): never {
+  console.error(message);
+  process.exit(2);
+}
+
 function wholeNumber(text: string, option: string): number {
   const number = Number(text);
-  if (Number.isSafeInteger(number) && number >= 0) return number;
-  console.error(`--${option} takes a whole number, not ${text}`);
-  process.exit(2);
+  return Number.isSafeInteger(number) && number >= 0 ? number : refuse(`--${option} takes a whole number, not ${text}`);
+}
+
+function plantedBug(name: string | undefined): PlantedBug | undefined {
+  if (name === undefined) return undefined;
+  return PLANTED_BUGS.find((bug) => bug === name) ?? refuse(`--plant takes one of ${PLANTED_BUGS.join(', ')}`);
+}
+
+/** What the seeds are seeds of: they mean nothing in another state of the code. */
+function commit(): string {
+  if (process.env.HOLDFAST_COMMIT !== undefined) return process.env.HOLDFAST_COMMIT;
+  try {
+    const about = execFileSync('git', ['describe', '--always', '--dirty'], {
+      cwd: packageRoot,
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    return about.trim();
+  } catch {
+    return `version ${release()}`;
+  }
+}
+
+const seeds = wholeNumber(values.seeds, 'seeds');
+const first = values.seed === undefined ? systemRandom.below(2 ** 32) : wholeNumber(values.seed, 'seed');
+const plant = plantedBug(values.plant);
+const jobs = Math.max(1, Math.min(seeds, wholeNumber(values.jobs ?? String(availableParallelism()), 'jobs')));
+const code = commit();
+const meter = new RateMeter();
+const startedMs = systemClock.nowMs();
+let next = first;
+let done = 0;
+let failed = 0;
+let lost = 0;
+let stopping = false;
+
+function clearLine(): void {
+  if (process.stderr.isTTY) process.stderr.write('\r\u001b[K');
 }
 
 function report(result: SimulationResult): void {
@@ -30,22 +88,82 @@ function report(result: SimulationResult): void {
     if (values.verbose) console.log(`seed ${seed}: ${counts}, trace ${traceHash}`);
     return;
   }
-  console.log(`\nseed ${seed} FAILED: ${failure}`);
+  clearLine();
+  console.log(`\nseed ${seed} at ${code} FAILED: ${failure}`);
   console.log(`  ${counts}, trace ${traceHash}\n  plan ${JSON.stringify(plan)}`);
   if (values.verbose) for (const line of result.trace) console.log(`  ${line}`);
-  console.log(`  again: npm run simulate -- --seeds 1 --seed ${seed} --verbose`);
+  const planted = plant === undefined ? '' : ` --plant ${plant}`;
+  console.log(`  again: npm run simulate -- --seeds 1 --seed ${seed}${planted} --verbose`);
 }
 
-const seeds = wholeNumber(values.seeds, 'seeds');
-const first = values.seed === undefined ? systemRandom.below(2 ** 32) : wholeNumber(values.seed, 'seed');
-const startedMs = systemClock.nowMs();
-let failed = 0;
-for (let seed = first; seed < first + seeds; seed += 1) {
-  const result = await simulateMirror(seed);
-  if (result.failure !== undefined) failed += 1;
-  report(result);
+function progress(): void {
+  meter.sample(systemClock.nowMs(), done);
+  const toGoMs = meter.rate > 0 ? ((seeds - done) * 1000) / meter.rate : undefined;
+  const toGo = toGoMs === undefined ? 'time to go not known yet' : `${formatDuration(toGoMs)} to go`;
+  const line = `${done} of ${seeds} seeds, ${failed} failed, ${meter.rate.toFixed(0)} seeds/s, ${toGo}`;
+  process.stderr.write(process.stderr.isTTY ? `\r\u001b[K${line}` : `${line}\n`);
 }
-const rate = (seeds * 1000) / (systemClock.nowMs() - startedMs);
-console.log(`${seeds} seeds from ${first}, ${rate.toFixed(1)} seeds a second`);
-console.log(`${seeds - failed} passed, ${failed} failed`);
-process.exitCode = failed === 0 ? 0 : 1;
+
+function onResult(result: SimulationResult): void {
+  done += 1;
+  if (result.failure !== undefined) failed += 1;
+  if (result.lost) lost += 1;
+  report(result);
+  if (plant !== undefined && failed > 0) stopping = true;
+}
+
+/** One thread that runs a seed after the other. Resolves when there are no more. */
+function runJob(): Promise<void> {
+  return new Promise((resolve) => {
+    const worker = new Worker(new URL('simulate-worker.js', import.meta.url), { workerData: { plant } });
+    let watchdog = systemClock.setTimer(SPIN_MS, () => {});
+    let seed = 0;
+    const give = (): void => {
+      watchdog.cancel();
+      if (stopping || next >= first + seeds) {
+        void worker.terminate().then(() => resolve());
+        return;
+      }
+      seed = next;
+      next += 1;
+      watchdog = systemClock.setTimer(SPIN_MS, () => {
+        giveUp(`it spins: no end after ${SPIN_MS} ms`);
+      });
+      worker.postMessage({ seed, keepLines: values.verbose ? VERBOSE_LINES : 0 } satisfies SeedRequest);
+    };
+    const giveUp = (why: string): void => {
+      watchdog.cancel();
+      done += 1;
+      failed += 1;
+      clearLine();
+      console.log(`\nseed ${seed} at ${code} FAILED: ${why}`);
+      void worker.terminate().then(() => resolve(stopping ? undefined : runJob()));
+    };
+    worker.on('message', (result: SimulationResult) => {
+      onResult(result);
+      give();
+    });
+    worker.on('error', (error) => giveUp(`it broke out of the simulation: ${error.stack ?? String(error)}`));
+    give();
+  });
+}
+
+function end(): never {
+  clearLine();
+  const rate = (done * 1000) / (systemClock.nowMs() - startedMs);
+  console.log(`${done} seeds from ${first} at ${code}, ${rate.toFixed(1)} seeds a second with ${jobs} jobs`);
+  console.log(`in ${lost} of them what was not flushed may have been lost`);
+  if (plant !== undefined) console.log(failed > 0 ? `${plant} was found` : `${plant} was NOT found`);
+  console.log(`${done - failed} passed, ${failed} failed`);
+  process.exit((failed === 0) === (plant === undefined) ? 0 : 1);
+}
+
+process.once('SIGINT', end);
+const isTerminal = process.stderr.isTTY;
+const tick = (): void => {
+  progress();
+  systemClock.setTimer(isTerminal ? PROGRESS_MS : PLAIN_PROGRESS_MS, tick);
+};
+systemClock.setTimer(isTerminal ? PROGRESS_MS : PLAIN_PROGRESS_MS, tick);
+await Promise.all(Array.from({ length: jobs }, runJob));
+end();

@@ -6,7 +6,7 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { systemRandom } from '../../lib/base/random.ts';
 import type { BlockDevice } from '../../lib/storage/block-device.ts';
 import { checkLinearizable, type Operation, type Violation } from '../../lib/testing/history.ts';
-import { Histories, readStamp, stamp } from '../../lib/testing/mirror-simulation.ts';
+import { Histories, readStamp, stamp } from '../../lib/testing/stamps.ts';
 import { type Cluster, NODES, type NodeName } from './cluster.ts';
 
 const BLOCK_BYTES = 4096;

@@ -1,0 +1,77 @@
+/**
+ * What the power cuts of a run may have cost, decided by what happened and not by what was planned.
+ *
+ * A power cut that took completed writes from one device of a pair in sync costs nothing: the other copy has them. Only
+ * if something else goes wrong before the pair is in sync again (the other server dies or stands still, the link
+ * breaks where a policy lets one go on alone, that disk fails) what was not flushed may be lost. From then until the
+ * pair is in sync again the histories are judged by what was flushed; before and after, they must be linearizable.
+ */
+import type { SimulatedServer } from './simulated-server.ts';
+import type { World } from './simulation-world.ts';
+
+/** What goes wrong with whom: a server, or the link between them. */
+export type Trouble = SimulatedServer | 'link';
+
+export class Losses {
+  readonly #world: World;
+  /** What is going wrong now, as often as it was begun. */
+  readonly #troubles: Trouble[] = [];
+  /** The server whose device has lost what the other's has kept. */
+  #open: SimulatedServer | undefined;
+  #mayHaveLost = false;
+  /** Position in the histories at which the pair was in sync again after the last loss. */
+  #since: number | undefined;
+
+  constructor(world: World) {
+    this.#world = world;
+  }
+
+  /** Whether anything that was acknowledged may have been lost. */
+  get any(): boolean {
+    return this.#since !== undefined || this.#mayHaveLost;
+  }
+
+  /** From here on nothing has been lost; undefined while that cannot be said. */
+  get since(): number | undefined {
+    return this.#mayHaveLost ? undefined : this.#since;
+  }
+
+  powerCut(server: SimulatedServer, wasPaired: boolean, hasLost: boolean): void {
+    if (!hasLost) return;
+    const isKept =
+      wasPaired && this.#open === undefined && !this.#troubles.some((trouble) => this.#hurts(trouble, server));
+    this.#open = server;
+    if (!isKept) this.#lose();
+  }
+
+  begin(trouble: Trouble): void {
+    this.#troubles.push(trouble);
+    if (this.#open !== undefined && this.#hurts(trouble, this.#open)) this.#lose();
+  }
+
+  end(trouble: Trouble): void {
+    const index = this.#troubles.indexOf(trouble);
+    if (index >= 0) this.#troubles.splice(index, 1);
+  }
+
+  /** Called whenever the pair may have come together again. */
+  look(): void {
+    if (this.#open === undefined || !this.#world.isPaired) return;
+    this.#open = undefined;
+    if (!this.#mayHaveLost) return;
+    this.#mayHaveLost = false;
+    this.#since = this.#world.histories.tick();
+  }
+
+  /** Whether it keeps a server that has lost something from what the other one has. */
+  #hurts(trouble: Trouble, server: SimulatedServer): boolean {
+    if (trouble === 'link') return this.#world.plan.onLostPeer.kind !== 'suspend';
+    return trouble === server.other;
+  }
+
+  #lose(): void {
+    this.#mayHaveLost = true;
+    this.#world.note('what was not flushed may be lost');
+    this.#world.histories.lose();
+  }
+}
