@@ -892,7 +892,8 @@ export class Controller {
    */
   async #endRequests(): Promise<void> {
     const { engine } = this.#options;
-    if (this.#attached === undefined) engine.giveUpHeld();
+    // Its `left` cannot be taken up any more: that step would come after this one.
+    if (this.#attached === undefined || this.#peerLeaving !== undefined) engine.giveUpHeld();
     await engine.flush().catch(() => {});
     await engine.requestsDone();
   }
