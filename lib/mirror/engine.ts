@@ -16,7 +16,7 @@
  * - The data is copied once before it fans out, unless the caller has promised that it will not change.
  */
 import type { Clock } from '../base/clock.ts';
-import { assert, HoldfastError } from '../base/errors.ts';
+import { assert, HoldfastError, isHoldfastError } from '../base/errors.ts';
 import { isPlanted } from '../base/planted-bug.ts';
 import { DirtyBitmap } from '../coherency/bitmap.ts';
 import type { PeerSession } from '../peer/peer.ts';
@@ -195,7 +195,9 @@ export class MirrorEngine {
     const grant = await this.#lock(offset, length, 'shared');
     try {
       this.#checkOpen();
-      await this.own.read(offset, buffer).catch((error) => this.#orTakenOver(error));
+      await this.own.read(offset, buffer);
+    } catch (error) {
+      await this.#orTakenOver(error);
     } finally {
       this.#unlock(grant);
       this.access.release(offset, length, 'shared');
@@ -381,8 +383,8 @@ export class MirrorEngine {
 
   #newReplica(session: PeerSession, required: boolean): Replica {
     const { clock, peerTimeoutMs, onPeerFailure } = this.#options;
-    const watch = new Watch(clock, peerTimeoutMs, (ageMs) =>
-      onPeerFailure(session, new Error(`no answer for ${Math.round(ageMs / 1000)} s`)),
+    const watch = new Watch(clock, peerTimeoutMs, () =>
+      onPeerFailure(session, new Error(`no answer for ${peerTimeoutMs / 1000} s`)),
     );
     return { session, required, watch, flush: new SharedRun(() => this.#sendFlush(session)) };
   }
@@ -414,8 +416,9 @@ export class MirrorEngine {
     if (!(confirmed && (await this.#options.takenOver()))) throw failure;
   }
 
-  /** The own device has failed before anything was done: back to the gate if the peer has taken over. */
+  /** Nothing has been done: back to the gate, if the own device has failed and the peer has taken over. */
   async #orTakenOver(failure: unknown): Promise<never> {
+    if (isHoldfastError(failure, 'ERR_HOLDFAST_OUT_OF_STEP')) throw failure;
     throw (await this.#options.takenOver()) ? notOpen() : failure;
   }
 

@@ -38,7 +38,7 @@ export class OwnCopy {
     this.#options = options;
     this.device = options.device;
     this.log = options.log;
-    this.#watch = new Watch(options.clock, options.timeoutMs, (ageMs) => this.#late(ageMs));
+    this.#watch = new Watch(options.clock, options.timeoutMs, () => this.#late());
     this.#flush = new SharedRun(() => this.#flushNow());
   }
 
@@ -116,10 +116,10 @@ export class OwnCopy {
     }
   }
 
-  #late(ageMs: number): void {
+  #late(): void {
     const error = new HoldfastError(
       'ERR_HOLDFAST_TIMEOUT',
-      `${this.device.name} has not answered for ${Math.round(ageMs / 1000)} s; look at the device and its cables`,
+      `${this.device.name} has not answered for ${this.#options.timeoutMs / 1000} s; look at the device and its cables`,
     );
     this.#options.onFailure(error);
     for (const giveUp of [...this.#changing]) giveUp(error);

@@ -1,42 +1,42 @@
 /**
- * Watch: tells when a request has been under way for longer than it may be. One timer for all requests, set for the
- * oldest one; nothing runs while nothing is under way. A request that looks late is looked at once more a little later:
- * a process that was stopped for a while finds answers waiting for it.
+ * Watch: tells when a request has been under way for longer than it may be: some time between `limitMs` and twice that.
+ * Requests are counted by generations, so that one costs two additions; a timer runs only while something is under way.
+ *
+ * What looks late is looked at once more a little later: a process that was stopped for a while finds answers waiting
+ * for it.
  */
 import type { Clock, TimerHandle } from '../base/clock.ts';
-
-/** A request under way. */
-export interface Watched {
-  readonly startedMs: number;
-}
 
 const SECOND_LOOK_MS = 1000;
 
 export class Watch {
   readonly #clock: Clock;
   readonly #limitMs: number;
-  readonly #onLate: (ageMs: number) => void;
-  /** In the order in which they began. */
-  readonly #underWay = new Set<Watched>();
+  readonly #onLate: () => void;
+  #generation = 0;
+  /** Requests under way that began in this generation, and those that began in the one before. */
+  #young = 0;
+  #old = 0;
+  #suspected = false;
   #timer: TimerHandle | undefined;
-  #suspect: Watched | undefined;
   #stopped = false;
 
-  constructor(clock: Clock, limitMs: number, onLate: (ageMs: number) => void) {
+  constructor(clock: Clock, limitMs: number, onLate: () => void) {
     this.#clock = clock;
     this.#limitMs = limitMs;
     this.#onLate = onLate;
   }
 
-  begin(): Watched {
-    const request = { startedMs: this.#clock.nowMs() };
-    this.#underWay.add(request);
-    if (this.#timer === undefined && !this.#stopped) this.#set(this.#limitMs);
-    return request;
+  /** A request begins. `end` it with the answer. */
+  begin(): number {
+    this.#young += 1;
+    if (this.#timer === undefined) this.#set(this.#limitMs);
+    return this.#generation;
   }
 
-  end(request: Watched): void {
-    this.#underWay.delete(request);
+  end(generation: number): void {
+    if (generation === this.#generation) this.#young -= 1;
+    else this.#old -= 1;
   }
 
   /** Nothing is told any more, of later requests neither. */
@@ -44,23 +44,26 @@ export class Watch {
     this.#stopped = true;
     this.#timer?.cancel();
     this.#timer = undefined;
-    this.#underWay.clear();
   }
 
   #set(delayMs: number): void {
-    this.#timer = this.#clock.setTimer(delayMs, () => this.#look());
+    if (!this.#stopped) this.#timer = this.#clock.setTimer(delayMs, () => this.#look());
   }
 
   #look(): void {
     this.#timer = undefined;
-    const [oldest] = this.#underWay;
-    if (oldest === undefined) return;
-    const ageMs = this.#clock.nowMs() - oldest.startedMs;
-    if (ageMs < this.#limitMs) this.#set(this.#limitMs - ageMs + 1);
-    else if (this.#suspect === oldest) this.#onLate(ageMs);
-    else {
-      this.#suspect = oldest;
-      this.#set(SECOND_LOOK_MS);
+    if (this.#old > 0 && this.#suspected) {
+      this.#onLate();
+      return;
     }
+    this.#suspected = this.#old > 0;
+    if (this.#suspected) {
+      this.#set(SECOND_LOOK_MS);
+      return;
+    }
+    this.#generation += 1;
+    this.#old = this.#young;
+    this.#young = 0;
+    if (this.#old > 0) this.#set(this.#limitMs);
   }
 }
