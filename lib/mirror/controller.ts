@@ -180,7 +180,7 @@ export class Controller {
     return this.#attached?.leaseHeldUntilMs() ?? Number.NEGATIVE_INFINITY;
   }
 
-  start(session: PeerSession | undefined): Promise<void> {
+  start(session: PeerSession | undefined): void {
     const { environment, startupWaitMs, store, engine } = this.#options;
     this.#startupUntilMs = environment.clock.nowMs() + startupWaitMs;
     if (store.savedMarks !== undefined) engine.marks.mergeBytes(store.savedMarks);
@@ -194,7 +194,8 @@ export class Controller {
       onFailure: (error) => void this.deviceFailed(asFailure(error)),
     });
     if (session !== undefined) this.sessionUp(session);
-    return this.#steps.run(() => this.#standAlone());
+    // Not waited for: a majority cannot be asked before the node has started.
+    this.#background(() => this.#standAlone());
   }
 
   status(): ControllerStatus {

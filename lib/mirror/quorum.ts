@@ -69,6 +69,8 @@ export class Quorum {
   /** Hears from a majority what the newest view is. Resolves with it, or with the known one if that may follow. */
   async confirm(record: MemberRecord): Promise<Decision> {
     let after = record.known;
+    // Who has never been in a view has nothing to build on.
+    if (after.number === 0) this.#confirmed = true;
     if (this.#arbiter === undefined || after.number === 0) return { kind: 'decided', view: after };
     for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt += 1) {
       const current = await this.#swap(after, record.known);

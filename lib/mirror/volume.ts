@@ -173,12 +173,7 @@ export class MirroredVolume extends BaseDevice {
     const service = MirrorService.of(options.node);
     const volume = new MirroredVolume(options, service);
     service.add(volume);
-    try {
-      await volume.controller.start(options.node.session(volume.peerName));
-    } catch (error) {
-      service.remove(volume);
-      throw error;
-    }
+    volume.controller.start(options.node.session(volume.peerName));
     return volume;
   }
 

@@ -129,3 +129,62 @@ test('the link is cut and both go on: the split brain is told with what each sid
   }
   await expect(pair.transcript).toMatchFileSnapshot(file('both-continue'));
 });
+
+async function startedWithTieBreaker(): Promise<Pair> {
+  const pair = new Pair({ kind: 'majority' }, { blank: true });
+  await pair.format();
+  await pair.startTieBreaker();
+  await pair.start('a');
+  await pair.start('b');
+  await pair.pass(1_000);
+  return pair;
+}
+
+test('majority: the one that is killed is voted out, and is filled again when it is back', async () => {
+  const pair = await startedWithTieBreaker();
+  pair.kill('a');
+  await pair.write('b', 0, 16);
+  await pair.start('a');
+  await pair.pass(1_000);
+  await pair.read('a', 0);
+  expect(pair.peek('a', 0)).toBe(16);
+  await expect(pair.transcript).toMatchFileSnapshot(file('majority-killed'));
+});
+
+test('majority: the stale copy does not come back to life with the tie-breaker', async () => {
+  const pair = await startedWithTieBreaker();
+  pair.kill('b');
+  await pair.write('a', 0, 17);
+  pair.kill('a');
+  await pair.start('b');
+  await pair.pass(20_000);
+  expect(pair.volume('b').status.gate).toEqual({ mode: 'closed', reason: 'outdated' });
+  await pair.start('a');
+  await pair.read('b', 0);
+  await expect(pair.transcript).toMatchFileSnapshot(file('majority-stale'));
+});
+
+test('majority: of two that have lost each other one goes on, and the other learns it', async () => {
+  const pair = await startedWithTieBreaker();
+  pair.cut();
+  await pair.pass(10_000);
+  const gates = (['a', 'b'] as const).map((name) => pair.volume(name).status.gate);
+  expect(gates.map(({ mode }) => mode).sort()).toEqual(['closed', 'local']);
+  expect(gates.find(({ mode }) => mode === 'closed')?.reason).toBe('outdated');
+  pair.mend();
+  await pair.pass(5_000);
+  expect(pair.volume('a').status.role).toBe('paired');
+  await expect(pair.transcript).toMatchFileSnapshot(file('majority-link-cut'));
+});
+
+test('majority: alone among three nobody goes on, and all goes on when one voter is back', async () => {
+  const pair = await startedWithTieBreaker();
+  pair.kill('c');
+  pair.kill('b');
+  const write = pair.beginWrite('a', 0, 18);
+  await pair.pass(20_000);
+  expect(pair.volume('a').status.gate).toEqual({ mode: 'closed', reason: 'no-majority' });
+  await pair.startTieBreaker();
+  await pair.until(write);
+  await expect(pair.transcript).toMatchFileSnapshot(file('majority-too-few'));
+});

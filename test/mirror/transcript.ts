@@ -3,14 +3,20 @@
  * when, who asks whom for what, and when a gate opens. Views are named by their numbers.
  */
 
+import type { Environment } from '../../lib/base/environment.ts';
+import { HoldfastError } from '../../lib/base/errors.ts';
 import type { MemberStore } from '../../lib/mirror/member-store.ts';
 import { Metadata } from '../../lib/mirror/metadata.ts';
 import type { PolicingMessage } from '../../lib/mirror/policing-wire.ts';
 import type { OnLostPeer } from '../../lib/mirror/standing.ts';
-import type { MemberRecord, View } from '../../lib/mirror/view.ts';
+import { decodeView, type MemberRecord, type View } from '../../lib/mirror/view.ts';
 import { MirroredVolume } from '../../lib/mirror/volume.ts';
+import { VoterFile } from '../../lib/mirror/voter-file.ts';
+import type { Arbiter, VoterStore } from '../../lib/peer/arbiter.ts';
 import { createPeerNode } from '../../lib/peer/node.ts';
 import type { Method, PeerNode, RequestHandler } from '../../lib/peer/peer.ts';
+import { RegisterArbiter } from '../../lib/peer/register-driver.ts';
+import { RegisterService } from '../../lib/peer/register-service.ts';
 import { SimulatedClock, SimulatedProcess } from '../../lib/testing/simulated-clock.ts';
 import { SimulatedCluster } from '../../lib/testing/simulated-cluster.ts';
 import { SimulatedDisk } from '../../lib/testing/simulated-disk.ts';
@@ -20,16 +26,19 @@ const VOLUME_BYTES = 256 * KIB;
 const GRAIN_BYTES = 64 * KIB;
 const VOLUME_ID = 'ab'.repeat(16);
 const NAMES = ['a', 'b'] as const;
-const UNTOLD = new Set(['forward-flush', 'ready']);
+/** With the tie-breaker, which is there if a majority decides. */
+const VOTERS = ['a', 'b', 'c'] as const;
+const UNTOLD = new Set(['forward-flush', 'ready', 'register-prepare', 'register-accept']);
 
 type Name = (typeof NAMES)[number];
+type Voter = (typeof VOTERS)[number];
 
 export class Pair {
   readonly lines: string[] = [];
-  readonly cluster = new SimulatedCluster({ seed: 1, names: NAMES });
-  readonly #disks = new Map<Name, SimulatedDisk>();
+  readonly cluster = new SimulatedCluster({ seed: 1, names: VOTERS });
+  readonly #disks = new Map<Voter, SimulatedDisk>();
   readonly #volumes = new Map<Name, MirroredVolume>();
-  readonly #nodes = new Map<Name, PeerNode>();
+  readonly #nodes = new Map<Voter, PeerNode>();
   readonly #onLostPeer: OnLostPeer;
   readonly #blank: boolean;
 
@@ -37,7 +46,7 @@ export class Pair {
     this.#onLostPeer = onLostPeer;
     this.#blank = options.blank ?? false;
     const clock = new SimulatedClock(this.cluster.scheduler, new SimulatedProcess('world'), 0);
-    for (const name of NAMES) {
+    for (const name of VOTERS) {
       const random = this.cluster.random.fork(name);
       this.#disks.set(name, new SimulatedDisk({ clock, random, name, sizeBytes: VOLUME_BYTES + 128 * KIB }));
     }
@@ -59,27 +68,71 @@ export class Pair {
       const create = Metadata.create(device, { ...shape, member: member === 0 ? 0 : 1, deviceIdentity: name });
       await this.until(create.then(() => device.close()));
     }
+    if (this.#onLostPeer.kind === 'majority') await this.#formatTieBreaker();
   }
 
-  async start(name: Name): Promise<void> {
+  async #formatTieBreaker(): Promise<void> {
+    const device = this.#disks.get('c')!.open();
+    await this.until(VoterFile.create(device, { volumeId: VOLUME_ID, nodeName: 'c' }).then(() => device.close()));
+  }
+
+  /** The third voter. */
+  async startTieBreaker(): Promise<void> {
+    this.say('-- c, the tie-breaker, starts');
+    const { process, environment } = this.#running('c');
+    const device = this.#disks.get('c')!.open({ run: (answer) => process.run(answer) });
+    const store = await this.until(VoterFile.open(device, { volumeId: VOLUME_ID, nodeName: 'c' }));
+    const node = this.#newNode('c', environment);
+    RegisterService.of(node).add({ registerId: VOLUME_ID, voters: VOTERS, self: 2, store });
+    this.#nodes.set('c', node);
+    await this.until(node.start());
+  }
+
+  #running(name: Voter): { process: SimulatedProcess; environment: Environment } {
     const machine = this.cluster.node(name);
     if (!machine.process.alive) machine.restart();
-    const { process, environment } = machine;
-    this.say(`-- ${name} starts`);
-    const device = this.#disks.get(name)!.open({ run: (answer) => process.run(answer) });
-    const store = this.#telling(name, await this.until(Metadata.open(device)));
-    const node = createPeerNode({
+    return machine;
+  }
+
+  #newNode(name: Voter, environment: Environment): PeerNode {
+    const others = (this.#onLostPeer.kind === 'majority' ? VOTERS : NAMES).filter((other) => other !== name);
+    return createPeerNode({
       environment,
       name,
       clusterId: 'transcript',
       key: new Uint8Array(32),
       link: 'dedicated',
       listen: { kind: 'tcp', host: name, port: 7000 },
-      peers: NAMES.filter((other) => other !== name).map((other) => ({
-        name: other,
-        addresses: [{ kind: 'tcp', host: other, port: 7000 }],
-      })),
+      peers: others.map((other) => ({ name: other, addresses: [{ kind: 'tcp', host: other, port: 7000 }] })),
     });
+  }
+
+  /** Asks the three voters, and tells what came of it. */
+  #arbiter(name: Name, node: PeerNode, environment: Environment, store: VoterStore): Arbiter {
+    const self = VOTERS.indexOf(name);
+    const arbiter = new RegisterArbiter({ environment, node, registerId: VOLUME_ID, voters: VOTERS, self, store });
+    return {
+      compareAndSwap: async (expected, next, signal) => {
+        const wanted =
+          expected === next ? `is it still ${decided(next)}?` : `${decided(next)} after ${decided(expected)}?`;
+        try {
+          const result = await arbiter.compareAndSwap(expected, next, signal);
+          this.say(`${name}    voters: ${wanted} ${result.swapped ? 'yes' : `no: ${decided(result.current)}`}`);
+          return result;
+        } catch (error) {
+          this.say(`${name}    voters: ${wanted} ${error instanceof HoldfastError ? error.code : error}`);
+          throw error;
+        }
+      },
+    };
+  }
+
+  async start(name: Name): Promise<void> {
+    this.say(`-- ${name} starts`);
+    const { process, environment } = this.#running(name);
+    const device = this.#disks.get(name)!.open({ run: (answer) => process.run(answer) });
+    const store = this.#telling(name, await this.until(Metadata.open(device)));
+    const node = this.#newNode(name, environment);
     this.#overhear(name, node);
     const volume = await this.until(
       MirroredVolume.open({
@@ -89,6 +142,7 @@ export class Pair {
         volumeId: VOLUME_ID,
         memberNames: NAMES,
         onLostPeer: this.#onLostPeer,
+        ...(this.#onLostPeer.kind === 'majority' && { arbiter: this.#arbiter(name, node, environment, store) }),
         device,
         store,
         isBlank: async () => this.#blank,
@@ -105,7 +159,7 @@ export class Pair {
     await this.until(node.start());
   }
 
-  kill(name: Name): void {
+  kill(name: Voter): void {
     this.say(`-- ${name} is killed`);
     this.cluster.node(name).kill();
     this.#disks.get(name)!.kill();
@@ -210,6 +264,11 @@ export class Pair {
 function inWords(record: MemberRecord): string {
   const { known, dataState, clean } = record;
   return `${viewInWords(known)}, ${dataState}${clean ? ', clean' : ''}`;
+}
+
+/** As a voter holds it. */
+function decided(text: string): string {
+  return text === '' ? 'nothing' : viewInWords(decodeView(text));
 }
 
 function viewInWords({ number, inSync, holder }: View): string {
