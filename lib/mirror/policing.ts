@@ -23,7 +23,7 @@
  * - Towards each peer a node has at most one request on an extent under way: its first one in the order of those that lack
  *   the token. One that comes before it replaces it. A request whose sender has the token already has crossed the grant, and is dropped.
  *
- * Bound: 11 bytes an extent, whatever the number of nodes; beside it only what waits: for each request that waits here,
+ * Bound: 10 bytes an extent, whatever the number of nodes; beside it only what waits: for each request that waits here,
  * and for each extent of it, a place in a list. A peer's request waits only where operations of this node are in flight
  * or waiting. The number of these is limited by the users of the volume.
  */
@@ -43,7 +43,7 @@ export type PolicingEffect =
 /** Shared, so that an operation's end that concerns nobody else allocates nothing. */
 export const NO_EFFECTS: readonly PolicingEffect[] = Object.freeze([]);
 
-/** Extents that belong to a node from the start: it has writes in flight on them. */
+/** Extents whose access is at a node when a session begins: it has writes in flight on them from before. */
 export interface PolicingClaim {
   readonly node: number;
   readonly extents: readonly number[];
@@ -54,9 +54,8 @@ export interface PolicingOptions {
   /** Nodes are numbered from 0. */
   readonly nodes: number;
   readonly extents: number;
-  /** All access is at this node when the session begins, but for what is claimed. */
+  /** All access is at this node when the session begins. */
   readonly first: number;
-  readonly claims?: readonly PolicingClaim[];
 }
 
 /** What a token gives to this node. */
@@ -69,6 +68,10 @@ const LEVEL_NAMES = ['none', 'shared', 'exclusive'] as const;
 /** A level of SHARED and of EXCLUSIVE in each node's two bits of an extent's tokens. */
 const ALL_SHARED = 0x5555;
 const ALL_EXCLUSIVE = 0xaaaa;
+
+/** Of a cell of reads. */
+const OPEN_BITS = 3;
+const ONE_READ = 4;
 
 interface Ask {
   readonly level: Level;
@@ -102,17 +105,18 @@ export class Policing {
   readonly #extents: number;
   /** Two bits of each node's number: the level towards that node; EXCLUSIVE towards oneself. */
   readonly #tokens: Uint16Array;
-  /** The level at which an operation starts without a look at anything else: NONE where a peer's request waits. */
-  readonly #open: Uint8Array;
-  /** Operations in flight. */
-  readonly #readers: Uint32Array;
-  readonly #writers: Uint32Array;
+  /**
+   * Two cells an extent, so that an operation touches one line of the processor's cache. First: reads in flight, and in
+   * its lowest two bits the level at which an operation starts without a look at anything else: NONE where a peer's
+   * request waits. Second: writes in flight.
+   */
+  readonly #cells: Int32Array;
   readonly #contests = new Map<number, Contest>();
   readonly #waiters = new Map<number, Waiter>();
   #clock = 0;
 
   constructor(options: PolicingOptions) {
-    const { self, nodes, extents, first, claims = [] } = options;
+    const { self, nodes, extents, first } = options;
     assert(nodes >= 1 && nodes <= MAX_NODES, 'policing has 1 to 8 nodes');
     assert(self >= 0 && self < nodes && first >= 0 && first < nodes, 'nodes are numbered from 0');
     assert(extents >= 1 && extents <= MAX_EXTENTS, `a volume has 1 to ${MAX_EXTENTS} extents`);
@@ -121,10 +125,8 @@ export class Policing {
     this.#nodes = nodes;
     this.#extents = extents;
     this.#tokens = new Uint16Array(extents).fill(this.#tokensAtStart(first));
-    this.#open = new Uint8Array(extents).fill(first === self ? EXCLUSIVE : NONE);
-    this.#readers = new Uint32Array(extents);
-    this.#writers = new Uint32Array(extents);
-    this.#grantClaims(claims);
+    this.#cells = new Int32Array(2 * extents);
+    this.#refreshAll();
   }
 
   /** Requests of this node that have not started. */
@@ -146,10 +148,9 @@ export class Policing {
     const level = mode === 'exclusive' ? EXCLUSIVE : SHARED;
     if (!(first <= last)) return false;
     for (let extent = first; extent <= last; extent += 1) {
-      if (!(this.#open[extent]! >= level)) return false;
+      if (this.#open(extent) < level) return false;
     }
-    const inFlight = mode === 'exclusive' ? this.#writers : this.#readers;
-    for (let extent = first; extent <= last; extent += 1) inFlight[extent]! += 1;
+    this.#count(first, last, level);
     return true;
   }
 
@@ -188,13 +189,14 @@ export class Policing {
   /** An operation in flight has ended: a write is on all copies. */
   finish(first: number, last: number, mode: AccessMode): readonly PolicingEffect[] {
     const level = mode === 'exclusive' ? EXCLUSIVE : SHARED;
-    const inFlight = mode === 'exclusive' ? this.#writers : this.#readers;
     let contested = false;
     for (let extent = first; extent <= last; extent += 1) {
-      assert(inFlight[extent]! > 0, 'what finishes is in flight');
-      inFlight[extent]! -= 1;
+      const cell = level === EXCLUSIVE ? 2 * extent + 1 : 2 * extent;
+      const one = level === EXCLUSIVE ? 1 : ONE_READ;
+      assert(this.#cells[cell]! >= one, 'what finishes is in flight');
+      this.#cells[cell]! -= one;
       // What is in flight has its tokens: only a peer's request can have closed the extent.
-      if (this.#open[extent]! < level) contested = true;
+      if (this.#open(extent) < level) contested = true;
     }
     if (!contested) return NO_EFFECTS;
     const effects: PolicingEffect[] = [];
@@ -221,22 +223,13 @@ export class Policing {
     return effects;
   }
 
-  /** The extents with writes in flight, ascending: what this node claims of the machine of the next session. */
+  /** The extents with writes in flight, ascending: what this node claims in the next session. */
   inUse(): number[] {
     const extents: number[] = [];
-    this.#writers.forEach((writers, extent) => {
-      if (writers > 0) extents.push(extent);
-    });
-    return extents;
-  }
-
-  /** Counts a write as in flight that was started under an earlier machine; its extents have been claimed. */
-  resume(first: number, last: number): void {
-    this.#checkRange(first, last);
-    for (let extent = first; extent <= last; extent += 1) {
-      assert(this.#level(extent) === EXCLUSIVE, 'a write that goes on has been claimed');
-      this.#writers[extent]! += 1;
+    for (let extent = 0; extent < this.#extents; extent += 1) {
+      if (this.#writes(extent) > 0) extents.push(extent);
     }
+    return extents;
   }
 
   /**
@@ -245,31 +238,29 @@ export class Policing {
   forgetWaiting(): void {
     this.#contests.clear();
     this.#waiters.clear();
-    for (let extent = 0; extent < this.#extents; extent += 1) {
-      if (this.#open[extent] === NONE) this.#open[extent] = this.#level(extent);
-    }
+    this.#refreshAll();
   }
 
   /**
-   * Begins anew, in a new session: as the constructor, but operations in flight go on. Writes in flight here have to be
-   * among the claims, unless all access is here.
+   * Begins anew, in a new session: all access is at `first`, but for the claims. Operations in flight go on; those that
+   * write must be among the claims, unless all access is here. Throws if claims contradict each other.
    */
   restart(first: number, claims: readonly PolicingClaim[]): void {
     assert(first >= 0 && first < this.#nodes, 'nodes are numbered from 0');
     this.#contests.clear();
     this.#waiters.clear();
     this.#tokens.fill(this.#tokensAtStart(first));
-    this.#open.fill(this.#level(0));
+    this.#refreshAll();
     this.#grantClaims(claims);
+    for (const extent of this.inUse())
+      assert(this.#level(extent) === EXCLUSIVE, 'a write in flight keeps its access in the next session');
   }
 
   /** A machine of its own in the same state: for those who explore what may come. */
   copy(): Policing {
     const copy = new Policing(this.#options);
     copy.#tokens.set(this.#tokens);
-    copy.#open.set(this.#open);
-    copy.#readers.set(this.#readers);
-    copy.#writers.set(this.#writers);
+    copy.#cells.set(this.#cells);
     copy.#clock = this.#clock;
     for (const waiter of this.#waiters.values()) copy.#waiters.set(waiter.id, { ...waiter });
     for (const [extent, { waiters, asked, asking }] of this.#contests) {
@@ -288,7 +279,7 @@ export class Policing {
         const own = waiters.map((waiter) => `#${waiter.id} ${ask(waiter)} lacks ${waiter.lacks}`);
         return `${extent}: ${own.join(', ')} / ${asked.map(ask).join(' ')} / ${asking.map(ask).join(' ')}`;
       });
-    return `${this.#clock} | ${this.#tokens} | ${this.#readers} | ${this.#writers} | ${contests.join(' | ')}`;
+    return `${this.#clock} | ${this.#tokens} | ${this.#cells} | ${contests.join(' | ')}`;
   }
 
   /** Between two nodes of which neither is the first one, tokens begin at the one with the smaller number. */
@@ -312,7 +303,7 @@ export class Policing {
         }
         claimed.set(extent, node);
         this.#tokens[extent] = this.#tokensAtStart(node);
-        this.#open[extent] = this.#level(extent);
+        this.#refresh(extent);
       }
     }
   }
@@ -407,7 +398,7 @@ export class Policing {
 
   #mayStart(waiter: Waiter): boolean {
     for (let extent = waiter.first; extent <= waiter.last; extent += 1) {
-      if (this.#open[extent]! >= waiter.level) continue;
+      if (this.#open(extent) >= waiter.level) continue;
       if (this.#level(extent) < waiter.level) return false;
       const { asked } = this.#contests.get(extent)!;
       if (asked.some((ask, node) => ask !== undefined && conflict(ask, waiter) && !this.#isBefore(waiter, ask, node)))
@@ -417,8 +408,7 @@ export class Policing {
   }
 
   #begin(waiter: Waiter, effects: PolicingEffect[]): void {
-    const inFlight = waiter.level === EXCLUSIVE ? this.#writers : this.#readers;
-    for (let extent = waiter.first; extent <= waiter.last; extent += 1) inFlight[extent]! += 1;
+    this.#count(waiter.first, waiter.last, waiter.level);
     effects.push({ kind: 'start', id: waiter.id });
   }
 
@@ -457,7 +447,24 @@ export class Policing {
 
   /** Operations in flight are in the way of an access. */
   #isInUse(extent: number, level: Level): boolean {
-    return this.#writers[extent]! > 0 || (level === EXCLUSIVE && this.#readers[extent]! > 0);
+    return this.#writes(extent) > 0 || (level === EXCLUSIVE && this.#cells[2 * extent]! >= ONE_READ);
+  }
+
+  #writes(extent: number): number {
+    return this.#cells[2 * extent + 1]!;
+  }
+
+  /** NONE too for an extent that does not exist. */
+  #open(extent: number): number {
+    return this.#cells[2 * extent]! & OPEN_BITS;
+  }
+
+  /** Counts an operation as in flight. */
+  #count(first: number, last: number, level: Level): void {
+    for (let extent = first; extent <= last; extent += 1) {
+      if (level === EXCLUSIVE) this.#cells[2 * extent + 1]! += 1;
+      else this.#cells[2 * extent]! += ONE_READ;
+    }
   }
 
   #contest(extent: number): Contest {
@@ -497,7 +504,12 @@ export class Policing {
 
   #refresh(extent: number): void {
     const asked = this.#contests.get(extent)?.asked.some((ask) => ask !== undefined) ?? false;
-    this.#open[extent] = asked ? NONE : this.#level(extent);
+    this.#cells[2 * extent]! &= ~OPEN_BITS;
+    if (!asked) this.#cells[2 * extent]! |= this.#level(extent);
+  }
+
+  #refreshAll(): void {
+    for (let extent = 0; extent < this.#extents; extent += 1) this.#refresh(extent);
   }
 
   #tick(heard: number): void {

@@ -10,7 +10,7 @@ import { type Operation, World } from './policing-world.ts';
 
 const STATES_MAX = 2_000_000;
 
-/** `1: w0-1` is a write on extents 0 to 1 by node 1; `!` is a priority; `?` may be cancelled. */
+/** `1w0-2` is a write on extents 0 to 2 by node 1; with `!` it has a priority; with `?` it may be cancelled. */
 function parse(text: string): Operation[] {
   return text.split(', ').map((word) => {
     const [, node, mode, first, last, priority, cancel] = /^(\d)([rw])(\d)(?:-(\d))?(!?)(\??)$/.exec(word)!;
@@ -26,9 +26,11 @@ function parse(text: string): Operation[] {
 }
 
 /** How many states there are. Throws in the first one that is wrong. */
-function explore(nodes: number, extents: number, operations: string): number {
+function explore(nodes: number, extents: number, operations: string, newSessions = 0): number {
   const seen = new Set<string>();
-  const rest = [new World({ nodes, extents, first: 0 }, parse(operations))];
+  const begin = new World({ nodes, extents, first: 0 }, parse(operations));
+  begin.newSessions = newSessions;
+  const rest = [begin];
   for (let world = rest.pop(); world !== undefined; world = rest.pop()) {
     const steps = world.steps();
     if (steps.length === 0) world.checkEnd();
@@ -69,6 +71,14 @@ const worlds: readonly (readonly [nodes: number, extents: number, operations: st
 describe('small worlds, explored whole', () => {
   test.each(worlds)('%i nodes, %i extents: %s', (nodes, extents, operations) => {
     expect(explore(nodes, extents, operations)).toBeGreaterThan(10);
+  });
+
+  test.each([
+    [2, 1, '0w0, 0r0, 1w0, 1r0'],
+    [2, 2, '0w0-1, 1w0, 1r0-1'],
+    [3, 1, '1w0, 2r0'],
+  ])('and a session ends at any time: %i nodes, %i extents: %s', (nodes, extents, operations) => {
+    expect(explore(nodes, extents, operations, 1)).toBeGreaterThan(100);
   });
 
   test('two nodes that shared an extent gave each other the token, since one request was cancelled on its way', () => {

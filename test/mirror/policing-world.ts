@@ -20,6 +20,7 @@ type State = 'to come' | 'waiting' | 'in flight' | 'finished' | 'cancelled';
 
 export type Step =
   | { readonly kind: 'issue' | 'cancel' | 'finish'; readonly operation: number }
+  | { readonly kind: 'new session'; readonly first: number }
   | { readonly kind: 'deliver'; readonly from: number; readonly to: number };
 
 export class World {
@@ -30,6 +31,10 @@ export class World {
   readonly #states: State[];
   /** By sender * nodes + receiver. */
   readonly #links: PolicingMessage[][];
+  /** Reads in flight when a session ended: access may have gone elsewhere under them. */
+  readonly #outlived: Set<number>;
+  /** How many more sessions may end. */
+  newSessions = 0;
   messages = 0;
   onSend: ((from: number, to: number, message: PolicingMessage) => void) | undefined;
   onReceive: ((from: number, to: number, message: PolicingMessage) => void) | undefined;
@@ -44,6 +49,8 @@ export class World {
       of?.machines.map((machine) => machine.copy()) ??
       Array.from({ length: nodes }, (_, self) => new Policing({ ...options, self }));
     this.#states = of ? [...of.#states] : operations.map(() => 'to come');
+    this.#outlived = new Set(of === undefined ? [] : of.#outlived);
+    this.newSessions = of?.newSessions ?? 0;
     this.#links = of ? of.#links.map((link) => [...link]) : Array.from({ length: nodes * nodes }, () => []);
   }
 
@@ -64,7 +71,8 @@ export class World {
   /** Same for worlds in the same state. */
   describe(): string {
     const machines = this.machines.map((machine) => machine.describe());
-    return `${machines.join('\n')}\n${this.#states}\n${JSON.stringify(this.#links)}`;
+    const rest = [this.#states, [...this.#outlived], this.newSessions, JSON.stringify(this.#links)];
+    return `${machines.join('\n')}\n${rest.join('\n')}`;
   }
 
   /** What a token gives to a node, in the machine's own numbers: 0 none, 1 shared, 2 exclusive. */
@@ -86,6 +94,7 @@ export class World {
       if (state === 'waiting' && mayBeCancelled) steps.push({ kind: 'cancel', operation });
       if (state === 'in flight') steps.push({ kind: 'finish', operation });
     });
+    if (this.newSessions > 0) this.machines.forEach((_, first) => void steps.push({ kind: 'new session', first }));
     this.#links.forEach((link, index) => {
       if (link.length === 0) return;
       steps.push({ kind: 'deliver', from: Math.floor(index / this.#nodes), to: index % this.#nodes });
@@ -100,6 +109,8 @@ export class World {
       this.#perform(step.to, this.machines[step.to]!.receive(step.from, message));
     } else if (step.kind === 'issue') {
       this.#issue(step.operation);
+    } else if (step.kind === 'new session') {
+      this.#beginSession(step.first);
     } else if (step.kind === 'cancel') {
       this.#states[step.operation] = 'cancelled';
       const { node } = this.operations[step.operation]!;
@@ -117,6 +128,21 @@ export class World {
     for (const [operation, state] of this.#states.entries())
       assert(state === 'finished' || state === 'cancelled', `operation ${operation} starts; it is ${state}`);
     for (const machine of this.machines) assert(machine.waiting === 0, 'no request is left over');
+  }
+
+  /** What was under way between the nodes is lost. What waits is asked for again, what is in flight goes on. */
+  #beginSession(first: number): void {
+    this.newSessions -= 1;
+    for (const link of this.#links) link.length = 0;
+    for (const [operation, state] of this.#states.entries()) {
+      if (state === 'waiting') this.#states[operation] = 'to come';
+      if (state === 'in flight' && this.operations[operation]!.mode === 'shared') this.#outlived.add(operation);
+    }
+    const claims = this.machines.map((machine, node) => ({ node, extents: machine.inUse() }));
+    for (const machine of this.machines) {
+      machine.forgetWaiting();
+      machine.restart(first, claims);
+    }
   }
 
   #issue(operation: number): void {
@@ -146,7 +172,7 @@ export class World {
   #start(operation: number): void {
     const started = this.operations[operation]!;
     for (const [other, state] of this.#states.entries()) {
-      if (state !== 'in flight') continue;
+      if (state !== 'in flight' || this.#outlived.has(other)) continue;
       const { node, first, last, mode } = this.operations[other]!;
       if (node === started.node || first > started.last || last < started.first) continue;
       const bothRead = mode === 'shared' && started.mode === 'shared';
