@@ -1,7 +1,6 @@
 /**
- * What the policing modules of a volume's members say to each other: requests for tokens, grants of tokens, and, at the
- * start of a session, claims. They are sent reliably and in order between any two nodes, and are worth nothing after
- * the session that they were sent in.
+ * What the policing modules of a volume's members say to each other: requests for tokens and grants of tokens. They are
+ * sent reliably and in order between any two nodes, and are worth nothing after the session that they were sent in.
  */
 import { z } from 'zod';
 
@@ -13,9 +12,6 @@ export const MAX_PRIORITY = 7;
 export const MAX_LAMPORT = 2 ** 50;
 /** Messages in one frame; they fit into a control body at their longest. */
 export const MAX_POLICING_MESSAGES = 512;
-/** Claims in one frame; they fit into a control body at their longest. */
-export const MAX_CLAIMED_EXTENTS = 8192;
-
 const extent = z
   .int()
   .min(0)
@@ -44,6 +40,3 @@ export type PolicingMessage = z.infer<typeof policingMessageSchema>;
 
 /** In the order in which the machine gave them. */
 export const policingBatchSchema = z.array(policingMessageSchema).min(1).max(MAX_POLICING_MESSAGES);
-
-/** Extents on which the sender still has writes in flight from before the session. */
-export const claimedExtentsSchema = z.array(extent).max(MAX_CLAIMED_EXTENTS);
