@@ -49,7 +49,9 @@ function sentence(config: NodeConfig, event: DaemonEvent): string {
     return `${config.name}: ${kind}${more.join('')}\n`;
   }
   const exported = config.exports.map((one) => `${one.name} at ${formatAddress(one.address)}`);
-  return `${config.name}: ready; exports: ${exported.join(', ') || 'none'}; control socket ${config.control}\n`;
+  const votes = config.tieBreakerOf.map((volume) => volume.name);
+  const tieBreaker = votes.length === 0 ? '' : `; tie-breaker of ${votes.join(', ')}`;
+  return `${config.name}: ready; exports: ${exported.join(', ') || 'none'}${tieBreaker}; control socket ${config.control}\n`;
 }
 
 function plain(value: unknown): string {

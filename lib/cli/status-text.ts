@@ -6,7 +6,9 @@ import type {
   ExportStatus,
   LinkReport,
   ResyncStatus,
+  TieBreakerStatus,
   VolumeStatus,
+  VoterStatus,
 } from '../daemon/status.ts';
 import { formatDuration, shownPercent } from './progress.ts';
 
@@ -17,6 +19,7 @@ export function statusText(status: DaemonStatus): string {
     ...block('links', status.links.map(linkLine)),
     ...block('exports', status.exports.map(exportLine)),
     ...status.volumes.flatMap((volume) => ['', ...volumeLines(volume)]),
+    ...status.tieBreakers.flatMap((tieBreaker) => ['', ...tieBreakerLines(tieBreaker)]),
   ];
   return `${lines.join('\n')}\n`;
 }
@@ -43,7 +46,26 @@ function volumeLines(volume: VolumeStatus): string[] {
     ]),
     ...(volume.resync ? [field('resync', resyncLine(volume.resync))] : []),
     ...block('copies', volume.copies.map(copyLine)),
+    ...block('voters', volume.voters.map(voterLine)),
   ];
+}
+
+function tieBreakerLines({ volume, stateFile, members, problem }: TieBreakerStatus): string[] {
+  return [
+    field('volume', `${volume}, no copy here: this node is its tie-breaker`),
+    field('state', problem === null ? 'Voting' : 'Failed'),
+    ...(problem === null ? [] : [field('status', problem.message), field('see', problem.code)]),
+    field('file', stateFile),
+    ...block(
+      'members',
+      members.map(({ node, connected }) => `${node}  ${connected ? 'Connected' : 'Connecting'}`),
+    ),
+  ];
+}
+
+function voterLine({ node, inReach, problem }: VoterStatus): string {
+  const why = problem === null ? '' : `: ${problem.message} (${problem.code})`;
+  return `${node}  ${inReach ? 'in reach' : 'out of reach'}${why}`;
 }
 
 function resyncLine(resync: ResyncStatus): string {

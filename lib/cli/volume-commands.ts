@@ -6,6 +6,7 @@ import type { NodeConfig, VolumeConfig } from '../daemon/config.ts';
 import { loadNodeConfig } from '../daemon/config-file.ts';
 import { ControlClient } from '../daemon/control-client.ts';
 import { nearest } from '../daemon/nearest.ts';
+import { createStateFile } from '../daemon/tie-breaker.ts';
 import { createMember } from '../daemon/volume.ts';
 import type { CliContext } from './context.ts';
 import { type ControlOptions, controlPath, withControlOptions } from './status-command.ts';
@@ -15,7 +16,7 @@ const collect = (path: string, before: readonly string[]): string[] => [...befor
 export function addVolumeCommands(program: Command, context: CliContext): void {
   program
     .command('create')
-    .description("make this node's member of a volume: once on each server, before serve")
+    .description("make this node's member of a volume, or its tie-breaker's state: once on each server, before serve")
     .argument('<config>', 'file that describes the cluster (docs/config.md)')
     .argument('<volume>', 'name of the volume')
     .option('--node <name>', 'which node of the configuration this is')
@@ -23,9 +24,18 @@ export function addVolumeCommands(program: Command, context: CliContext): void {
     .action(async (path: string, name: string, options: { node?: string; overwrite: string[] }) => {
       const config = await loadNodeConfig(path, options.node);
       const volume = volumeNamed(config, name);
-      const own = volume.members.find((member) => member.node === config.name)!;
-      await createMember(config, volume, { overwrite: options.overwrite });
-      context.stdout.write(`${own.device} is now the member ${config.name} of volume ${volume.name}.\n`);
+      const own = volume.members.find((member) => member.node === config.name);
+      const { overwrite } = options;
+      if (own === undefined) {
+        await createStateFile(config, volume, { overwrite });
+        const { stateFile } = volume.tieBreaker!;
+        context.stdout.write(
+          `${stateFile} is now the state of ${config.name}, tie-breaker of volume ${volume.name}.\n`,
+        );
+      } else {
+        await createMember(config, volume, { overwrite });
+        context.stdout.write(`${own.device} is now the member ${config.name} of volume ${volume.name}.\n`);
+      }
     });
 
   withControlOptions(program.command('force'))
@@ -41,13 +51,14 @@ export function addVolumeCommands(program: Command, context: CliContext): void {
 }
 
 function volumeNamed(config: NodeConfig, name: string): VolumeConfig {
-  const found = config.volumes.find((volume) => volume.name === name);
+  const volumes = [...config.volumes, ...config.tieBreakerOf];
+  const found = volumes.find((volume) => volume.name === name);
   if (found) return found;
-  const names = config.volumes.map((volume) => volume.name);
+  const names = volumes.map((volume) => volume.name);
   const near = nearest(name, names);
   const hint = near ? `did you mean "${near}"?` : `it has ${names.join(', ') || 'none'}`;
   throw new HoldfastError(
     'ERR_HOLDFAST_USAGE',
-    `${config.source}: node ${config.name} is no member of a volume "${name}"; ${hint}`,
+    `${config.source}: node ${config.name} is neither member nor tie-breaker of a volume "${name}"; ${hint}`,
   );
 }

@@ -79,15 +79,24 @@ const metadata = z
 
 const member = z.strictObject({ node: name, device: path, metadata });
 
+/** Without a majority that decides; then the default is "suspend". */
 const onLostPeer = z
-  .union([z.literal('suspend'), z.strictObject({ preferred: name })], 'write "suspend" or {"preferred": NODE}')
-  .default('suspend');
+  .union(
+    [z.enum(['suspend', 'continue']), z.strictObject({ preferred: name })],
+    'write "suspend", "continue" or {"preferred": NODE}',
+  )
+  .optional();
+
+/** Has a vote and no copy. */
+const tieBreaker = z.strictObject({ node: name, stateFile: path }).optional();
 
 const volume = z.strictObject({
   name,
   id: uuid,
   sizeBytes: size({ min: MIB, max: 8 * KIB ** 5 - BLOCK_BYTES }),
   ackMode: z.literal('durable').default('durable'),
+  quorum: z.enum(['none', 'majority']).default('none'),
+  tieBreaker,
   onLostPeer,
   members: z
     .array(member)

@@ -9,7 +9,13 @@ import type { z } from 'zod';
 import { HoldfastError } from '../base/errors.ts';
 import { type Address, formatAddress } from '../base/network.ts';
 import { isLocalAddress } from './address.ts';
-import { type ClusterSettings, configSchema, type ExportSettings, type NodeSettings } from './config-schema.ts';
+import {
+  type ClusterSettings,
+  configSchema,
+  type ExportSettings,
+  type NodeSettings,
+  type VolumeSettings,
+} from './config-schema.ts';
 import { type ConfigPath, type ConfigProblem, ConfigText } from './config-text.ts';
 import { nearest } from './nearest.ts';
 
@@ -20,12 +26,21 @@ export interface MemberConfig {
   readonly metadata: 'internal' | { readonly file: string };
 }
 
+export interface TieBreakerConfig {
+  readonly node: string;
+  /** As the configuration has it; absolute on the tie-breaker's own node. */
+  readonly stateFile: string;
+}
+
 export interface VolumeConfig {
   readonly name: string;
   readonly id: string;
   readonly sizeBytes: number;
   readonly ackMode: 'durable';
-  readonly onLostPeer: 'suspend' | { readonly preferred: string };
+  /** `majority`: the members and the tie-breaker decide; else what each member does by itself. */
+  readonly onLostPeer: 'suspend' | 'continue' | 'majority' | { readonly preferred: string };
+  /** Exactly where a majority decides. */
+  readonly tieBreaker: TieBreakerConfig | undefined;
   /** In order: a new volume starts with access at the first. */
   readonly members: readonly MemberConfig[];
   readonly policingExtentBytes: number;
@@ -69,6 +84,8 @@ export interface NodeConfig {
   readonly direct: 'auto' | 'required' | 'off';
   /** Those that this node is a member of. */
   readonly volumes: readonly VolumeConfig[];
+  /** Those that this node has a vote in and no copy of. */
+  readonly tieBreakerOf: readonly VolumeConfig[];
   readonly exports: readonly ExportConfig[];
 }
 
@@ -105,7 +122,10 @@ export function nodeConfig(source: string, settings: ClusterSettings, nodeName?:
     direct: node.direct,
     volumes: settings.volumes
       .filter((volume) => volume.members.some((member) => member.node === node.name))
-      .map((volume) => ({ ...volume, members: volume.members.map((member) => ownPaths(member, node.name, absolute)) })),
+      .map((volume) => volumeConfig(volume, node.name, absolute)),
+    tieBreakerOf: settings.volumes
+      .filter((volume) => volume.tieBreaker?.node === node.name)
+      .map((volume) => volumeConfig(volume, node.name, absolute)),
     exports: node.exports.map((exported) => exportConfig(exported, absolute)),
   };
 }
@@ -120,6 +140,16 @@ function chooseNode(source: string, settings: ClusterSettings, nodeName: string 
       ? 'does not say which node this is; give --node NAME'
       : `has no node "${nodeName}"${meant(nodeName, names) ?? '; name one that it has'}`;
   throw new HoldfastError('ERR_HOLDFAST_CONFIG', `${source}: ${problem} (it has ${names.join(', ')})`);
+}
+
+function volumeConfig(volume: VolumeSettings, own: string, absolute: (path: string) => string): VolumeConfig {
+  const { quorum, onLostPeer, tieBreaker, members, ...rest } = volume;
+  return {
+    ...rest,
+    onLostPeer: quorum === 'majority' ? quorum : (onLostPeer ?? 'suspend'),
+    tieBreaker: tieBreaker?.node === own ? { node: own, stateFile: absolute(tieBreaker.stateFile) } : tieBreaker,
+    members: members.map((member) => ownPaths(member, own, absolute)),
+  };
 }
 
 function ownPaths(member: MemberConfig, own: string, absolute: (path: string) => string): MemberConfig {
@@ -299,15 +329,40 @@ function checkVolume(settings: ClusterSettings, index: number): ConfigProblem[] 
   const problems = doubled(members.map((member, place) => [member, at('members', place, 'node')]));
   for (const [place, member] of members.entries())
     if (!names.includes(member)) problems.push({ path: at('members', place, 'node'), message: noNode(member, names) });
-  if (volume.onLostPeer !== 'suspend' && !members.includes(volume.onLostPeer.preferred)) {
-    const message = `"${volume.onLostPeer.preferred}" is not a member; the members are ${members.join(', ')}`;
-    problems.push({ path: at('onLostPeer', 'preferred'), message });
-  }
+  for (const { path, message } of checkQuorum(volume, members, names)) problems.push({ path: at(...path), message });
   if (volume.bitmapGrainBytes > volume.activityLogExtentBytes)
     problems.push({
       path: at('bitmapGrainBytes'),
       message: 'is larger than activityLogExtentBytes; take a smaller one',
     });
+  return problems;
+}
+
+/** Who decides when the members have lost each other: exactly one way is named. */
+function checkQuorum(volume: VolumeSettings, members: readonly string[], names: readonly string[]): ConfigProblem[] {
+  const { quorum, tieBreaker, onLostPeer } = volume;
+  const problems: ConfigProblem[] = [];
+  if (quorum === 'majority' && tieBreaker === undefined) {
+    const message = `"majority" of two members is both: a third has to vote; give "tieBreaker": {"node": NAME, "stateFile": PATH}`;
+    problems.push({ path: ['quorum'], message });
+  }
+  if (quorum === 'majority' && onLostPeer !== undefined)
+    problems.push({ path: ['onLostPeer'], message: 'is decided by the majority; take this out, or "quorum"' });
+  if (quorum === 'none' && tieBreaker !== undefined)
+    problems.push({
+      path: ['tieBreaker'],
+      message: 'has no vote without "quorum": "majority"; give it, or take this out',
+    });
+  if (tieBreaker !== undefined && !names.includes(tieBreaker.node))
+    problems.push({ path: ['tieBreaker', 'node'], message: noNode(tieBreaker.node, names) });
+  if (tieBreaker !== undefined && members.includes(tieBreaker.node)) {
+    const message = `"${tieBreaker.node}" is a member and has a vote already; name a node that is none`;
+    problems.push({ path: ['tieBreaker', 'node'], message });
+  }
+  if (typeof onLostPeer === 'object' && !members.includes(onLostPeer.preferred)) {
+    const message = `"${onLostPeer.preferred}" is not a member; the members are ${members.join(', ')}`;
+    problems.push({ path: ['onLostPeer', 'preferred'], message });
+  }
   return problems;
 }
 
@@ -321,6 +376,9 @@ function checkPlaces(settings: ClusterSettings): ConfigProblem[] {
       if (member.metadata !== 'internal')
         places.push([`${member.node}:${member.metadata.file}`, [...path, 'metadata', 'file']]);
     }
+  for (const [index, { tieBreaker }] of settings.volumes.entries())
+    if (tieBreaker !== undefined)
+      places.push([`${tieBreaker.node}:${tieBreaker.stateFile}`, ['volumes', index, 'tieBreaker', 'stateFile']]);
   for (const [index, node] of settings.nodes.entries())
     for (const [place, exported] of node.exports.entries())
       if (exported.device !== undefined)

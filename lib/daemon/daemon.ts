@@ -22,6 +22,7 @@ import type { ExportConfig, NodeConfig } from './config.ts';
 import { type ControlMethod, ControlServer } from './control-server.ts';
 import { Held } from './held.ts';
 import type { DaemonStatus, ExportStatus, LinkReport } from './status.ts';
+import { openTieBreaker, type TieBreaker } from './tie-breaker.ts';
 import { openVolume, type Volume } from './volume.ts';
 
 export interface DaemonOptions {
@@ -52,6 +53,7 @@ export class Daemon implements AsyncDisposable {
   readonly #options: DaemonOptions;
   readonly #held = new Held();
   readonly #volumes = new Map<string, Volume>();
+  readonly #tieBreakers: TieBreaker[] = [];
   readonly #exportServers: ExportServer[] = [];
   readonly #control: ControlServer;
   readonly #startedMs: number;
@@ -94,6 +96,7 @@ export class Daemon implements AsyncDisposable {
       engine: this.#engineReport(),
       links: (this.#node?.links() ?? []).map(linkReport),
       volumes: [...this.#volumes.values()].map((volume) => volume.status()),
+      tieBreakers: this.#tieBreakers.map((tieBreaker) => tieBreaker.status()),
       exports: this.#exportServers.flatMap(exportReports),
     };
   }
@@ -130,6 +133,8 @@ export class Daemon implements AsyncDisposable {
     this.#node = this.#createNode();
     if (this.#node) this.#held.add(this.#node);
     await this.#openVolumes();
+    for (const volume of this.#config.tieBreakerOf)
+      this.#tieBreakers.push(this.#held.add(await openTieBreaker(this.#config, volume, this.#node!)));
     await this.#node?.start();
     await this.#startExports();
     this.#emit({ kind: 'ready' });

@@ -34,6 +34,14 @@ const copySchema = z.object({
   outOfSyncBytes: z.number(),
 });
 
+const voterSchema = z.object({
+  node: z.string(),
+  /** It can be asked now. */
+  inReach: z.boolean(),
+  /** Why it does not vote although there is a session with it. */
+  problem: z.object({ code: z.string(), message: z.string() }).nullable(),
+});
+
 export const resyncSchema = z.object({
   role: z.enum(['SyncSource', 'SyncTarget', 'PausedSyncS', 'PausedSyncT']),
   peer: z.string(),
@@ -54,10 +62,22 @@ export const volumeStatusSchema = z.object({
   problems: z.array(problemSchema),
   copies: z.array(copySchema),
   resync: resyncSchema.nullable(),
+  /** Who decides by majority who serves; none without `"quorum": "majority"`. */
+  voters: z.array(voterSchema).default([]),
   /** The node through which reads and writes go. */
   holder: z.string().nullable(),
   /** Sent by resyncs to or from this node since its process started. */
   resyncedBytes: z.number(),
+});
+
+/** A volume that this node has a vote in and no copy of. */
+const tieBreakerSchema = z.object({
+  volume: z.string(),
+  id: z.string(),
+  stateFile: z.string(),
+  members: z.array(z.object({ node: z.string(), connected: z.boolean() })),
+  /** Why it does not vote any more. */
+  problem: z.object({ code: z.string(), message: z.string() }).nullable(),
 });
 
 export const linkStatusSchema = z.object({
@@ -87,6 +107,7 @@ export const daemonStatusSchema = z.object({
   engine: z.object({ name: z.string(), reason: z.string() }).nullable(),
   links: z.array(linkStatusSchema),
   volumes: z.array(volumeStatusSchema),
+  tieBreakers: z.array(tieBreakerSchema).default([]),
   exports: z.array(exportStatusSchema),
 });
 
@@ -94,6 +115,8 @@ export type Problem = z.infer<typeof problemSchema>;
 export type CopyStatus = z.infer<typeof copySchema>;
 export type ResyncStatus = z.infer<typeof resyncSchema>;
 export type VolumeStatus = z.infer<typeof volumeStatusSchema>;
+export type VoterStatus = z.infer<typeof voterSchema>;
+export type TieBreakerStatus = z.infer<typeof tieBreakerSchema>;
 export type LinkReport = z.infer<typeof linkStatusSchema>;
 export type ExportStatus = z.infer<typeof exportStatusSchema>;
 export type DaemonStatus = z.infer<typeof daemonStatusSchema>;
@@ -102,6 +125,8 @@ export type DaemonStatus = z.infer<typeof daemonStatusSchema>;
 export function isHealthy(status: DaemonStatus): boolean {
   return (
     status.volumes.every((volume) => volume.state === 'Online') &&
+    status.volumes.every((volume) => volume.voters.every((voter) => voter.inReach)) &&
+    status.tieBreakers.every((tieBreaker) => tieBreaker.problem === null) &&
     status.links.every((link) => link.state === 'Connected')
   );
 }

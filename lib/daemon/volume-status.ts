@@ -3,6 +3,7 @@
  * lists the codes.
  */
 import type { ControllerStatus } from '../mirror/controller.ts';
+import type { VoterReach } from '../peer/register-driver.ts';
 import type { VolumeConfig } from './config.ts';
 import type { CopyStatus, Problem, ResyncStatus, VolumeStatus } from './status.ts';
 
@@ -15,6 +16,8 @@ export interface VolumeFacts {
   readonly status: ControllerStatus;
   /** Sent or received by finished resyncs and the one under way. */
   readonly resyncedBytes: number;
+  /** None where no majority decides. */
+  readonly voters: readonly VoterReach[];
 }
 
 export function volumeStatus(facts: VolumeFacts): VolumeStatus {
@@ -40,6 +43,11 @@ export function volumeStatus(facts: VolumeFacts): VolumeStatus {
       peerCopy(status, peer.node),
     ],
     resync: resyncOf(status, peer.node),
+    voters: facts.voters.map(({ name, isInReach, problem }) => ({
+      node: name,
+      inReach: isInReach,
+      problem: problem ?? null,
+    })),
     holder: state === 'Suspended' || state === 'Failed' ? null : holder,
     resyncedBytes: facts.resyncedBytes,
   };
@@ -72,7 +80,7 @@ function resyncOf(status: ControllerStatus, peer: string): ResyncStatus | null {
 }
 
 /** Why requests wait, by the rule that the controller names. */
-const SUSPENDED: Readonly<Record<string, (peer: string, volume: string) => Problem>> = {
+const SUSPENDED: Readonly<Record<string, (peer: string, volume: string, away: readonly string[]) => Problem>> = {
   created: (peer) => ({
     code: 'HOLDFAST-NEW',
     message: `The volume is new and has not met its copy at ${peer} yet; requests wait.`,
@@ -98,12 +106,17 @@ const SUSPENDED: Readonly<Record<string, (peer: string, volume: string) => Probl
     message: `${peer} is away, and it is the one that goes on alone; requests wait here.`,
     action: `Bring ${peer} back. Only if it is surely down and stays so: holdfast force ${volume}.`,
   }),
+  'no-majority': (peer, volume, away) => ({
+    code: 'HOLDFAST-NO-QUORUM',
+    message: `No majority of the voters can be asked whether ${peer} went on (away: ${away.join(', ') || 'none just now'}); requests wait.`,
+    action: `Bring one of ${away.join(', ') || peer} back. Only if ${peer} is surely down and stays so: holdfast force ${volume}.`,
+  }),
 };
 
-function problemsOf({ config, linked, status }: VolumeFacts, peer: string): Problem[] {
+function problemsOf({ config, linked, status, voters }: VolumeFacts, peer: string): Problem[] {
   const problems: Problem[] = [];
   if (status.problem) problems.push({ code: status.problem.code, ...split(status.problem.message) });
-  if (status.gate.mode === 'closed') problems.push(...suspensionOf(status, peer, config.name));
+  if (status.gate.mode === 'closed') problems.push(...suspensionOf(status, peer, config.name, namesOfAway(voters)));
   else if (status.ownState === 'Failed') problems.push(withoutOwnCopy(peer, config.name));
   else if (status.role === 'none') problems.push(alone(peer, linked));
   else if (status.role === 'source' || status.role === 'target')
@@ -112,7 +125,21 @@ function problemsOf({ config, linked, status }: VolumeFacts, peer: string): Prob
       message: `The copy at ${status.role === 'source' ? peer : 'this node'} is being made equal; clients go on.`,
       action: '',
     });
+  const tieBreaker = voters.find((voter) => voter.name === config.tieBreaker?.node);
+  if (tieBreaker !== undefined && !tieBreaker.isInReach) problems.push(withoutVoter(tieBreaker, peer));
   return problems;
+}
+
+function namesOfAway(voters: readonly VoterReach[]): string[] {
+  return voters.filter((voter) => !voter.isInReach).map((voter) => voter.name);
+}
+
+function withoutVoter({ name, problem }: VoterReach, peer: string): Problem {
+  return {
+    code: 'HOLDFAST-VOTER-AWAY',
+    message: `The tie-breaker ${name} ${problem === undefined ? 'is away' : `does not vote: ${problem.message}`}.`,
+    action: `Bring ${name} back: without it nobody can decide who goes on when this node and ${peer} lose each other.`,
+  };
 }
 
 function withoutOwnCopy(peer: string, volume: string): Problem {
@@ -137,10 +164,10 @@ function alone(peer: string, linked: boolean): Problem {
   };
 }
 
-function suspensionOf(status: ControllerStatus, peer: string, volume: string): Problem[] {
+function suspensionOf(status: ControllerStatus, peer: string, volume: string, away: readonly string[]): Problem[] {
   const reason = status.gate.reason ?? 'starting';
   const known = Object.hasOwn(SUSPENDED, reason) ? SUSPENDED[reason] : undefined;
-  if (known) return [known(peer, volume)];
+  if (known) return [known(peer, volume, away)];
   // Said by the controller's own problem already.
   if (status.problem) return [];
   return [{ code: 'HOLDFAST-WAITING', message: `Requests wait: ${reason}.`, action: '' }];

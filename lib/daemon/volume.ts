@@ -10,6 +10,7 @@ import type { OnLostPeer } from '../mirror/standing.ts';
 import type { MemberIndex } from '../mirror/view.ts';
 import { MirroredVolume } from '../mirror/volume.ts';
 import type { PeerNode } from '../peer/peer.ts';
+import { RegisterArbiter } from '../peer/register-driver.ts';
 import type { BlockDevice } from '../storage/block-device.ts';
 import { assertMayOverwrite, isShownBlank } from '../storage/guard.ts';
 import { deviceIdentity } from '../storage/identity.ts';
@@ -29,7 +30,7 @@ export interface Volume {
 }
 
 /** The volume's identifier without dashes, as peers and metadata carry it. */
-function volumeIdOf(volume: VolumeConfig): string {
+export function volumeIdOf(volume: VolumeConfig): string {
   return volume.id.replaceAll('-', '');
 }
 
@@ -37,10 +38,16 @@ function memberIndexOf(config: NodeConfig, volume: VolumeConfig): MemberIndex {
   return volume.members.findIndex((member) => member.node === config.name) === 0 ? 0 : 1;
 }
 
+/** Who has a vote, in the same order on every node: ballots name voters by their place. */
+export function votersOf(volume: VolumeConfig): string[] {
+  const members = volume.members.map((member) => member.node);
+  return volume.tieBreaker === undefined ? members : [...members, volume.tieBreaker.node];
+}
+
 /** How the volume's loss of its peer is settled, by member. */
 function onLostPeerOf(volume: VolumeConfig): OnLostPeer {
   const { onLostPeer } = volume;
-  if (onLostPeer === 'suspend') return { kind: 'suspend' };
+  if (typeof onLostPeer === 'string') return { kind: onLostPeer };
   return { kind: 'preferred', member: volume.members[0]!.node === onLostPeer.preferred ? 0 : 1 };
 }
 
@@ -131,6 +138,10 @@ export async function openVolume(
     const expected = await shapeOf(config, volume, path);
     checkBelongs(volume, place === 'internal' ? path : place.file, store, expected, place !== 'internal');
     checkFits(device, expected, place === 'internal' ? 'internal' : 'separate');
+    // The member's voter answers from its store as soon as it is there.
+    await store.repair();
+    const arbiter = volume.onLostPeer === 'majority' ? arbiterOf(config, volume, node, environment, store) : undefined;
+    if (arbiter !== undefined) held.add(arbiter);
     let resyncedBytes = 0;
     const mirrored = await MirroredVolume.open({
       environment,
@@ -139,6 +150,7 @@ export async function openVolume(
       volumeId: expected.volumeId,
       memberNames: [volume.members[0]!.node, volume.members[1]!.node],
       onLostPeer: onLostPeerOf(volume),
+      ...(arbiter === undefined ? {} : { arbiter }),
       policingExtentBytes: volume.policingExtentBytes,
       device,
       store,
@@ -149,12 +161,18 @@ export async function openVolume(
         onEvent(event);
       },
     });
-    const linked = () => node.session(mirrored.peerName) !== undefined;
+    const facts = () => ({
+      config: volume,
+      node: config.name,
+      linked: node.session(mirrored.peerName) !== undefined,
+      status: mirrored.status,
+      resyncedBytes,
+      voters: arbiter?.reach ?? [],
+    });
     let closing: Promise<void> | undefined;
     return {
       device: mirrored,
-      status: () =>
-        volumeStatus({ config: volume, node: config.name, linked: linked(), status: mirrored.status, resyncedBytes }),
+      status: () => volumeStatus(facts()),
       force: (acceptInconsistent) => mirrored.controller.force(acceptInconsistent),
       close: () => {
         closing ??= mirrored.close().finally(() => held.close());
@@ -165,6 +183,18 @@ export async function openVolume(
     await held.close().catch(() => {});
     throw error;
   }
+}
+
+function arbiterOf(
+  config: NodeConfig,
+  volume: VolumeConfig,
+  node: PeerNode,
+  environment: Environment,
+  store: Metadata,
+): RegisterArbiter {
+  const voters = votersOf(volume);
+  const self = memberIndexOf(config, volume);
+  return new RegisterArbiter({ environment, node, registerId: volumeIdOf(volume), voters, self, store });
 }
 
 async function openMemberDevice(config: NodeConfig, volume: VolumeConfig, path: string): Promise<BlockDevice> {

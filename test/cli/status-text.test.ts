@@ -23,10 +23,12 @@ const healthy: DaemonStatus = {
         { node: 'b', local: false, disk: 'UpToDate', device: null, outOfSyncBytes: 0 },
       ],
       resync: null,
+      voters: [],
       holder: 'a',
       resyncedBytes: 0,
     },
   ],
+  tieBreakers: [],
   exports: [{ name: 'data', address: 'unix:/run/data.nbd', target: 'volume data', readOnly: false, connections: 2 }],
 };
 
@@ -89,6 +91,45 @@ exports: data at unix:/run/data.nbd, volume data, 2 clients
  copies: a  UpToDate  /dev/nvme0n1
          b  Outdated, 5 MiB out of sync
 `);
+});
+
+it('voters, and a volume that this node has only a vote in', () => {
+  const [volume] = healthy.volumes;
+  const problem = { code: 'ERR_HOLDFAST_NO_SUCH_VOLUME', message: 'tie is no voter' };
+  const voters = [
+    { node: 'a', inReach: true, problem: null },
+    { node: 'b', inReach: false, problem: null },
+    { node: 'tie', inReach: false, problem },
+  ];
+  const tieBreaker = {
+    volume: 'home',
+    id: '0d2c5b1e-7d0a-4d8c-9a9b-6f1d3b8f2c12',
+    stateFile: '/var/lib/home.vote',
+    members: [
+      { node: 'b', connected: true },
+      { node: 'c', connected: false },
+    ],
+    problem: null,
+  };
+  const status: DaemonStatus = { ...healthy, volumes: [{ ...volume!, voters }], tieBreakers: [tieBreaker] };
+  expect(daemonStatusSchema.parse(JSON.parse(JSON.stringify(status)))).toEqual(status);
+  expect(isHealthy({ ...healthy, volumes: [{ ...volume!, voters }] })).toBe(false);
+  expect(isHealthy({ ...healthy, tieBreakers: [tieBreaker] })).toBe(true);
+  expect(statusText(status)).toContain(` voters: a  in reach
+         b  out of reach
+         tie  out of reach: tie is no voter (ERR_HOLDFAST_NO_SUCH_VOLUME)
+
+ volume: home, no copy here: this node is its tie-breaker
+  state: Voting
+   file: /var/lib/home.vote
+members: b  Connected
+         c  Connecting
+`);
+  const failed = { ...tieBreaker, problem: { code: 'ERR_HOLDFAST_IO', message: 'it could not write' } };
+  expect(isHealthy({ ...healthy, tieBreakers: [failed] })).toBe(false);
+  expect(statusText({ ...healthy, tieBreakers: [failed] })).toContain(
+    '  state: Failed\n status: it could not write\n    see: ERR_HOLDFAST_IO\n',
+  );
 });
 
 it('a resync shows its direction, progress, rate and time to go', () => {

@@ -7,7 +7,10 @@ import { nodeConfig, parseClusterConfig } from '../../lib/daemon/config.ts';
 import { configSchema } from '../../lib/daemon/config-schema.ts';
 
 const docs = readFileSync(fileURLToPath(new URL('../../docs/config.md', import.meta.url)), 'utf8');
-const sample = /```jsonc\n([\s\S]*?)```/.exec(docs)![1]!;
+const [sample, withTieBreaker] = [...docs.matchAll(/```jsonc\n([\s\S]*?)```/g)].map((match) => match[1]!) as [
+  string,
+  string,
+];
 
 const base = `{
   "cluster": "office",
@@ -62,6 +65,7 @@ describe('the sample in docs/config.md', () => {
       sizeBytes: 100 * 1024 ** 3,
       ackMode: 'durable',
       onLostPeer: { preferred: 'a' },
+      tieBreaker: undefined,
       members: [
         { node: 'a', device: '/dev/disk/by-id/nvme-A', metadata: 'internal' },
         { node: 'b', device: '/dev/disk/by-id/nvme-B', metadata: { file: '/var/lib/holdfast/data.meta' } },
@@ -85,6 +89,16 @@ describe('the sample in docs/config.md', () => {
     expect(nodeConfig('/etc/holdfast/office.jsonc', settings, 'b').control).toBe('/run/holdfast/b.sock');
   });
 
+  it('with a tie-breaker is taken, for all three', () => {
+    const settings = parseClusterConfig('x.jsonc', withTieBreaker);
+    const [a, tie] = ['a', 'tie'].map((name) => nodeConfig('x.jsonc', settings, name));
+    const tieBreaker = { node: 'tie', stateFile: '/var/lib/holdfast/data.vote' };
+    expect(a!.volumes).toMatchObject([{ name: 'data', onLostPeer: 'majority', tieBreaker }]);
+    expect(a!.tieBreakerOf).toEqual([]);
+    expect(tie!.volumes).toEqual([]);
+    expect(tie!.tieBreakerOf).toMatchObject([{ name: 'data', onLostPeer: 'majority', tieBreaker }]);
+  });
+
   it('describes every setting that the schema knows', () => {
     const names = settingNames(z.toJSONSchema(configSchema, { io: 'input' }));
     expect(names.size).toBeGreaterThan(20);
@@ -98,6 +112,23 @@ describe('a node takes its own part', () => {
     expect(a.keyFile).toBe('/etc/holdfast/office.key');
     expect(a.control).toBe('/etc/holdfast/a.control.sock');
     expect(a.volumes[0]!.members.map((member) => member.device)).toEqual(['/etc/holdfast/a.img', 'b.img']);
+    expect(a.volumes[0]!.onLostPeer).toBe('suspend');
+  });
+
+  it('also as tie-breaker of one volume and member of another', () => {
+    const text = withTieBreaker.replace('/var/lib/holdfast/data.vote', 'data.vote').replace(
+      '"volumes": [',
+      `"volumes": [{
+          "name": "home", "id": "0d2c5b1e-7d0a-4d8c-9a9b-6f1d3b8f2c12", "sizeBytes": "1 MiB", "onLostPeer": "continue",
+          "members": [{ "node": "tie", "device": "home.img" }, { "node": "a", "device": "home.img" }]
+        },`,
+    );
+    const settings = parseClusterConfig('/etc/x.jsonc', text);
+    const tie = nodeConfig('/etc/x.jsonc', settings, 'tie');
+    expect(tie.volumes).toMatchObject([{ name: 'home', onLostPeer: 'continue', tieBreaker: undefined }]);
+    expect(tie.tieBreakerOf).toMatchObject([{ name: 'data', tieBreaker: { stateFile: '/etc/data.vote' } }]);
+    const [, data] = nodeConfig('/etc/x.jsonc', settings, 'a').volumes;
+    expect(data!.tieBreaker!.stateFile).toBe('data.vote');
   });
 
   it('and says so when it is not clear which node it is', () => {
@@ -134,8 +165,43 @@ describe('a mistake is named with its place and its mend', () => {
     ],
     [
       '"64 MiB",',
-      '"64 MiB", "onLostPeer": "continue",',
-      'volumes[0].onLostPeer: write "suspend" or {"preferred": NODE}',
+      '"64 MiB", "onLostPeer": "contine",',
+      'volumes[0].onLostPeer: write "suspend", "continue" or {"preferred": NODE}',
+    ],
+    [
+      '"64 MiB",',
+      '"64 MiB", "quorum": "majorty",',
+      'volumes[0].quorum: "majorty" is not known; did you mean "majority"?',
+    ],
+    [
+      '"64 MiB",',
+      '"64 MiB", "quorum": "majority",',
+      'volumes[0].quorum: "majority" of two members is both: a third has to vote; give "tieBreaker"',
+    ],
+    [
+      '"64 MiB",',
+      '"64 MiB", "tieBreaker": {"node": "a", "stateFile": "x"},',
+      'volumes[0].tieBreaker: has no vote without "quorum": "majority"',
+    ],
+    [
+      '"64 MiB",',
+      '"64 MiB", "quorum": "majority", "tieBreaker": {"node": "a", "stateFile": "x"},',
+      'volumes[0].tieBreaker.node: "a" is a member and has a vote already',
+    ],
+    [
+      '"64 MiB",',
+      '"64 MiB", "quorum": "majority", "tieBreaker": {"node": "tie", "stateFile": "x"},',
+      'volumes[0].tieBreaker.node: there is no node "tie"; the nodes are a, b',
+    ],
+    [
+      '"64 MiB",',
+      '"64 MiB", "quorum": "majority", "tieBreaker": {"node": "a", "stateFile": "a.img"},',
+      'volumes[0].tieBreaker.stateFile: "a:a.img" is used twice',
+    ],
+    [
+      '"64 MiB",',
+      '"64 MiB", "quorum": "majority", "onLostPeer": "suspend", "tieBreaker": {"node": "a", "stateFile": "x"},',
+      'volumes[0].onLostPeer: is decided by the majority; take this out, or "quorum"',
     ],
     ['"64 MiB",', '"64 MiB", "onLostPeer": {"preferred": "c"},', '"c" is not a member; the members are a, b'],
     ['"node": "b"', '"node": "bb"', 'volumes[0].members[1].node: there is no node "bb"; did you mean "b"?'],

@@ -1,4 +1,4 @@
-/** A cluster of two nodes in a temporary folder, for tests: configuration, key and file-backed devices. */
+/** A cluster of two nodes, and a tie-breaker if wanted, in a temporary folder, for tests: configuration, key and file-backed devices. */
 import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -7,15 +7,19 @@ import type { NodeConfig } from '../../lib/daemon/config.ts';
 import { loadKey, loadNodeConfig } from '../../lib/daemon/config-file.ts';
 import { Daemon, type DaemonEvent } from '../../lib/daemon/daemon.ts';
 import type { DaemonStatus } from '../../lib/daemon/status.ts';
+import { createStateFile } from '../../lib/daemon/tie-breaker.ts';
 import { createMember } from '../../lib/daemon/volume.ts';
 
 export const MIB = 1024 * 1024;
 export const VOLUME_BYTES = 4 * MIB;
 export type NodeName = 'a' | 'b';
+export type ServerName = NodeName | 'tie';
 
 export interface OfficeOptions {
   readonly metadata?: 'internal' | { readonly file: string };
   readonly onLostPeer?: unknown;
+  /** A third node that has a vote: then a majority decides. */
+  readonly tieBreaker?: boolean;
   readonly deviceBytes?: number;
 }
 
@@ -33,7 +37,7 @@ export class Office {
   /** As it is written to the file; change it and call `save`. */
   // biome-ignore lint/suspicious/noExplicitAny: tests break it in any way they like
   readonly config: any;
-  readonly events: Record<NodeName, DaemonEvent[]> = { a: [], b: [] };
+  readonly events: Record<ServerName, DaemonEvent[]> = { a: [], b: [], tie: [] };
   readonly #running: Daemon[] = [];
 
   private constructor(folder: string, config: unknown) {
@@ -44,25 +48,28 @@ export class Office {
   static async make(options: OfficeOptions = {}): Promise<Office> {
     const folder = mkdtempSync(join(tmpdir(), 'holdfast-office-'));
     const { metadata = 'internal', onLostPeer = { preferred: 'a' }, deviceBytes = 5 * MIB } = options;
-    const node = async (name: NodeName) => ({
+    const settled = options.tieBreaker
+      ? { quorum: 'majority', tieBreaker: { node: 'tie', stateFile: 'tie.vote' } }
+      : { onLostPeer };
+    const node = async (name: ServerName) => ({
       name,
       addresses: [`127.0.0.1:${await freePort()}`],
       control: `${name}.sock`,
-      exports: [{ volume: 'data', address: `unix:${name}.nbd` }],
+      exports: name === 'tie' ? [] : [{ volume: 'data', address: `unix:${name}.nbd` }],
     });
     const office = new Office(folder, {
       cluster: 'office',
       keyFile: 'office.key',
       heartbeatMs: 50,
       leaseMs: 500,
-      nodes: [await node('a'), await node('b')],
+      nodes: [await node('a'), await node('b'), ...(options.tieBreaker ? [await node('tie')] : [])],
       volumes: [
         {
           name: 'data',
           id: '0d2c5b1e-7d0a-4d8c-9a9b-6f1d3b8f2c11',
           sizeBytes: VOLUME_BYTES,
           members: (['a', 'b'] as const).map((name) => ({ node: name, device: `${name}.img`, metadata })),
-          onLostPeer,
+          ...settled,
         },
       ],
     });
@@ -87,16 +94,17 @@ export class Office {
     writeFileSync(this.path, JSON.stringify(this.config, null, 2));
   }
 
-  load(name: NodeName): Promise<NodeConfig> {
+  load(name: ServerName): Promise<NodeConfig> {
     return loadNodeConfig(this.path, name);
   }
 
-  async create(name: NodeName, overwrite: readonly string[] = []): Promise<void> {
+  async create(name: ServerName, overwrite: readonly string[] = []): Promise<void> {
     const config = await this.load(name);
-    await createMember(config, config.volumes[0]!, { overwrite });
+    if (name === 'tie') await createStateFile(config, config.tieBreakerOf[0]!, { overwrite });
+    else await createMember(config, config.volumes[0]!, { overwrite });
   }
 
-  async start(name: NodeName): Promise<Daemon> {
+  async start(name: ServerName): Promise<Daemon> {
     const config = await this.load(name);
     const daemon = await Daemon.start(config, {
       environment: systemEnvironment,

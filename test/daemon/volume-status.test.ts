@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { volumeStatus } from '../../lib/daemon/volume-status.ts';
 import type { ControllerStatus } from '../../lib/mirror/controller.ts';
 import { CREATED_RECORD } from '../../lib/mirror/view.ts';
+import type { VoterReach } from '../../lib/peer/register-driver.ts';
 
 const config = {
   name: 'data',
@@ -10,6 +11,7 @@ const config = {
   sizeBytes: 1024 ** 3,
   ackMode: 'durable',
   onLostPeer: 'suspend',
+  tieBreaker: undefined,
   members: [
     { node: 'a', device: '/dev/one', metadata: 'internal' },
     { node: 'b', device: '/dev/two', metadata: 'internal' },
@@ -35,7 +37,7 @@ const paired: ControllerStatus = {
 };
 
 const said = (status: Partial<ControllerStatus>, linked = true) =>
-  volumeStatus({ config, node: 'a', linked, status: { ...paired, ...status }, resyncedBytes: 5 });
+  volumeStatus({ config, node: 'a', linked, status: { ...paired, ...status }, resyncedBytes: 5, voters: [] });
 
 it('both copies in order', () => {
   expect(said({})).toEqual({
@@ -49,6 +51,7 @@ it('both copies in order', () => {
       { node: 'b', local: false, disk: 'UpToDate', device: null, outOfSyncBytes: 0 },
     ],
     resync: null,
+    voters: [],
     holder: 'b',
     resyncedBytes: 5,
   });
@@ -109,6 +112,59 @@ it('a failed device while the peer serves, and while nobody does', () => {
   expect(forwarding.copies[1]).toMatchObject({ disk: 'UpToDate', outOfSyncBytes: 0 });
   expect(forwarding.problems.map(({ code }) => code)).toEqual(['ERR_HOLDFAST_DEVICE_FAILED', 'HOLDFAST-NO-OWN-COPY']);
   expect(said({ ...failed, gate: { mode: 'closed', reason: 'the own device has failed' } }).state).toBe('Failed');
+});
+
+describe('where a majority decides', () => {
+  const away = { name: 'tie', isInReach: false, problem: undefined };
+  const facts = (tieBreaker: VoterReach, status: Partial<ControllerStatus> = {}) =>
+    volumeStatus({
+      config: { ...config, onLostPeer: 'majority', tieBreaker: { node: 'tie', stateFile: 'data.vote' } },
+      node: 'a',
+      linked: true,
+      status: { ...paired, ...status },
+      resyncedBytes: 0,
+      voters: [
+        { name: 'a', isInReach: true, problem: undefined },
+        { name: 'b', isInReach: status.gate === undefined, problem: undefined },
+        tieBreaker,
+      ],
+    });
+
+  it('all voters are shown, and nothing is wrong while they can be asked', () => {
+    const status = facts({ ...away, isInReach: true });
+    expect(status.problems).toEqual([]);
+    expect(status.voters.map(({ node, inReach }) => [node, inReach])).toEqual([
+      ['a', true],
+      ['b', true],
+      ['tie', true],
+    ]);
+  });
+
+  it('a tie-breaker that is away is told, also while everything serves', () => {
+    const status = facts(away);
+    expect(status.state).toBe('Online');
+    expect(status.problems).toMatchObject([
+      {
+        code: 'HOLDFAST-VOTER-AWAY',
+        message: 'The tie-breaker tie is away.',
+        action: expect.stringMatching(/^Bring tie/),
+      },
+    ]);
+    const problem = { code: 'ERR_HOLDFAST_IO', message: 'tie: its disk has failed' };
+    expect(facts({ ...away, problem }).problems[0]!.message).toBe(
+      'The tie-breaker tie does not vote: tie: its disk has failed.',
+    );
+  });
+
+  it('without a majority requests wait, and it is told who is missing', () => {
+    const status = facts(away, { role: 'none', gate: { mode: 'closed', reason: 'no-majority' } });
+    expect(status.state).toBe('Suspended');
+    expect(status.problems[0]).toMatchObject({
+      code: 'HOLDFAST-NO-QUORUM',
+      message: expect.stringContaining('(away: b, tie)'),
+      action: expect.stringContaining('Bring one of b, tie back'),
+    });
+  });
 });
 
 it('docs/cli.md lists every code', () => {
