@@ -1,6 +1,6 @@
 /**
- * Two real server processes in a temporary folder, for the demo: their devices, configuration and key, their start, kill
- * and clean stop. Whatever happens, no process and no file is left behind (unless the folder is to be kept): servers
+ * Real server processes in a temporary folder, for the demo: two with a copy, and a tie-breaker. Their devices,
+ * configuration and key, their start, kill and clean stop. Whatever happens, no process and no file is left behind (unless the folder is to be kept): servers
  * also stop by themselves when this process is gone, since their standard input ends with it.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -19,11 +19,15 @@ import { fetchStatus } from './status-command.ts';
 
 export const NODES = ['a', 'b'] as const;
 export type NodeName = (typeof NODES)[number];
+export const TIE_BREAKER = 'tie';
+export type ServerName = NodeName | typeof TIE_BREAKER;
 export const VOLUME = 'demo';
 
 const START_TIMEOUT_MS = 30_000;
 const STOP_PATIENCE_MS = 5000;
 const POLL_MS = 50;
+/** A server that was killed may have promised to be alone for so long: the other one waits before it goes on. */
+const LEASE_MS = 1500;
 const KEPT_OUTPUT_BYTES = 16 * 1024;
 const main = fileURLToPath(new URL('./main.js', import.meta.url));
 
@@ -37,6 +41,8 @@ interface Server {
 export interface DemoClusterOptions {
   readonly volumeBytes: number;
   readonly deviceBytes: number;
+  /** Grain of the bitmap, and of the activity log. */
+  readonly grainBytes: number;
   readonly keep: boolean;
 }
 
@@ -44,7 +50,7 @@ export class DemoCluster implements AsyncDisposable {
   readonly folder: string;
   readonly #context: CliContext;
   readonly #options: DemoClusterOptions;
-  readonly #servers = new Map<NodeName, Server>();
+  readonly #servers = new Map<ServerName, Server>();
   readonly #onExit = (): void => this.#removeAtExit();
 
   constructor(context: CliContext, options: DemoClusterOptions) {
@@ -67,7 +73,7 @@ export class DemoCluster implements AsyncDisposable {
     return join(this.folder, 'demo.jsonc');
   }
 
-  /** Writes key, devices and configuration, and creates the volume on both. */
+  /** Writes key, devices and configuration, and creates the volume on both, and the tie-breaker's state. */
   async create(): Promise<void> {
     const key = new Uint8Array(32);
     this.#context.environment.random.fill(key);
@@ -77,10 +83,11 @@ export class DemoCluster implements AsyncDisposable {
       await createFile(this.device(node), this.#options.deviceBytes);
       await this.#run('create', this.config, VOLUME, '--node', node);
     }
+    await this.#run('create', this.config, VOLUME, '--node', TIE_BREAKER);
   }
 
   /** Starts a server process; resolves when it answers. */
-  async start(node: NodeName): Promise<void> {
+  async start(node: ServerName): Promise<void> {
     const child = spawn(process.execPath, [main, 'serve', this.config, '--node', node, '--until-stdin-ends'], {
       stdio: ['pipe', 'pipe', 'pipe'],
       // Ctrl-C goes to this process alone: it stops the servers in order.
@@ -97,7 +104,7 @@ export class DemoCluster implements AsyncDisposable {
   }
 
   /** SIGKILL: the process gets no chance to finish anything. */
-  async kill(node: NodeName): Promise<void> {
+  async kill(node: ServerName): Promise<void> {
     const server = this.#server(node);
     server.process.kill('SIGKILL');
     await server.ended;
@@ -105,7 +112,7 @@ export class DemoCluster implements AsyncDisposable {
   }
 
   /** SIGTERM, and waits. Throws if the server did not stop cleanly. */
-  async stop(node: NodeName): Promise<void> {
+  async stop(node: ServerName): Promise<void> {
     const server = this.#server(node);
     server.process.kill('SIGTERM');
     const how = await server.ended;
@@ -113,11 +120,11 @@ export class DemoCluster implements AsyncDisposable {
     if (how !== 0) throw serverError(`server ${node} did not stop cleanly (${how})`, server);
   }
 
-  pid(node: NodeName): number {
+  pid(node: ServerName): number {
     return this.#server(node).process.pid!;
   }
 
-  async status(node: NodeName): Promise<DaemonStatus> {
+  async status(node: ServerName): Promise<DaemonStatus> {
     const path = join(this.folder, `${node}.sock`);
     await using client = await ControlClient.connect(this.#context.environment.network, path);
     return await fetchStatus(client);
@@ -130,7 +137,7 @@ export class DemoCluster implements AsyncDisposable {
 
   /** Polls a node's status until `done` says so. Throws ERR_HOLDFAST_TIMEOUT, or if a server ends meanwhile. */
   async until(
-    node: NodeName,
+    node: ServerName,
     done: (status: DaemonStatus) => boolean,
     timeoutMs: number,
     what: string,
@@ -182,7 +189,7 @@ export class DemoCluster implements AsyncDisposable {
     if (!this.#options.keep) rmSync(this.folder, { recursive: true, force: true });
   }
 
-  #server(node: NodeName): Server {
+  #server(node: ServerName): Server {
     const server = this.#servers.get(node);
     if (!server) throw new HoldfastError('ERR_HOLDFAST_INTERNAL', `server ${node} does not run`);
     return server;
@@ -200,7 +207,7 @@ export class DemoCluster implements AsyncDisposable {
   }
 
   async #configText(): Promise<string> {
-    const [a, b] = await freeAddresses(this.#context, 2);
+    const [a, b, tie] = await freeAddresses(this.#context, 3);
     const id = new Uint8Array(16);
     this.#context.environment.random.fill(id);
     const node = (name: NodeName, address: Address) => ({
@@ -209,23 +216,33 @@ export class DemoCluster implements AsyncDisposable {
       control: `${name}.sock`,
       exports: [{ volume: VOLUME, address: `unix:${name}.nbd` }],
     });
+    const { volumeBytes, grainBytes } = this.#options;
     const config = {
       cluster: 'demo',
       keyFile: 'demo.key',
-      nodes: [node('a', a!), node('b', b!)],
+      heartbeatMs: LEASE_MS / 6,
+      leaseMs: LEASE_MS,
+      nodes: [
+        node('a', a!),
+        node('b', b!),
+        { name: TIE_BREAKER, addresses: [formatAddress(tie!)], control: `${TIE_BREAKER}.sock` },
+      ],
       volumes: [
         {
           name: VOLUME,
           id: Buffer.from(id)
             .toString('hex')
             .replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5'),
-          sizeBytes: this.#options.volumeBytes,
+          sizeBytes: volumeBytes,
           members: NODES.map((name) => ({ node: name, device: `${name}.img` })),
-          onLostPeer: { preferred: 'a' },
+          quorum: 'majority',
+          tieBreaker: { node: TIE_BREAKER, stateFile: `${TIE_BREAKER}.vote` },
+          activityLogExtentBytes: grainBytes,
+          bitmapGrainBytes: grainBytes,
         },
       ],
     };
-    return `// Made by \`holdfast demo\`: both servers read this file, each takes its own part.\n${JSON.stringify(config, null, 2)}\n`;
+    return `// Made by \`holdfast demo\`: all servers read this file, each takes its own part.\n${JSON.stringify(config, null, 2)}\n`;
   }
 }
 

@@ -5,6 +5,8 @@ import { BLOCK_BYTES } from './demo-workload.ts';
 
 const PIECE_BYTES = 1024 * 1024;
 const PIECES_IN_FLIGHT = 8;
+/** What is not flushed is in doubt after a crash, and sent again: a copy keeps that small. */
+const FLUSH_EVERY_BYTES = 8 * PIECE_BYTES;
 
 export type PieceProgress = (doneBytes: number) => void;
 
@@ -63,9 +65,13 @@ export async function copyToDevice(
 ): Promise<void> {
   const file = await open(path, 'r');
   try {
-    const copy = async (offset: number, length: number) => device.write(offset, await readPiece(file, offset, length));
-    await forEachPiece(lengthBytes, copy, progress, signal);
-    await device.flush();
+    for (let start = 0; start < lengthBytes; start += FLUSH_EVERY_BYTES) {
+      const copy = async (offset: number, length: number) =>
+        device.write(start + offset, await readPiece(file, start + offset, length));
+      const length = Math.min(FLUSH_EVERY_BYTES, lengthBytes - start);
+      await forEachPiece(length, copy, (done) => progress(start + done), signal);
+      await device.flush();
+    }
   } finally {
     await file.close();
   }

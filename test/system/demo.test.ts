@@ -37,7 +37,7 @@ async function gone(): Promise<void> {
   expect(processes()).toEqual([]);
 }
 
-test('every comparison holds, only what was missed is sent, and nothing is left behind', async () => {
+test('each server is killed in turn, every comparison holds, only what could be missed is sent, and nothing is left behind', async () => {
   const input = fileURLToPath(new URL('../../package-lock.json', import.meta.url));
   const { status, stdout, stderr } = spawnSync(process.execPath, [main, 'demo', '--json', '--input', input], {
     encoding: 'utf8',
@@ -45,12 +45,18 @@ test('every comparison holds, only what was missed is sent, and nothing is left 
   });
   expect([stderr, status]).toEqual(['', 0]);
   const result = JSON.parse(stdout.trimEnd().split('\n').at(-1)!);
-  expect(result).toMatchObject({ ok: true, bytes: readFileSync(input).length, mismatches: 0 });
-  expect(result.dirtyBytes).toBeGreaterThan(0);
-  expect(result.resyncBytes).toBeGreaterThanOrEqual(result.dirtyBytes);
-  expect(result.resyncBytes).toBeLessThanOrEqual(result.resyncLimitBytes);
-  expect(result.resyncBytes).toBeLessThan(result.volumeBytes / 4);
-  expect(stdout).toMatch(/Killed server b \(kill -9 \d+\)/);
+  expect(result).toMatchObject({ ok: true, bytes: readFileSync(input).length, mismatches: 0, wrongReads: 0 });
+  expect(result.reads).toBeGreaterThan(100);
+  expect(result.resyncLimitBytes).toBeLessThanOrEqual(result.volumeBytes / 4);
+  expect(result.takeovers.map((takeover: { killed: string }) => takeover.killed)).toEqual(['a', 'b']);
+  for (const takeover of result.takeovers) {
+    expect(takeover.writesWithout).toBeGreaterThan(0);
+    expect(takeover.movedClientWaitedMs).toBeGreaterThan(0);
+    expect(takeover.missedBytes).toBeGreaterThan(0);
+    expect(takeover.resyncBytes).toBeGreaterThanOrEqual(takeover.missedBytes);
+    expect(takeover.resyncBytes).toBeLessThanOrEqual(result.resyncLimitBytes);
+  }
+  for (const name of ['a', 'b']) expect(stdout).toMatch(new RegExp(`Killed server ${name} \\(kill -9 \\d+\\)`));
   expect(readdirSync(folder)).toEqual([]);
   await gone();
 });
@@ -73,11 +79,11 @@ test.each([
   await new Promise<void>((resolve) => {
     child.stdout.on('data', (chunk: Buffer) => {
       text += chunk.toString();
-      if (text.includes('Two servers run')) resolve();
+      if (text.includes('Three servers run')) resolve();
     });
     ended.then(() => resolve());
   });
-  expect(processes().length).toBeGreaterThanOrEqual(2);
+  expect(processes().length).toBeGreaterThanOrEqual(3);
   child.kill(signal);
   expect(await ended).toBe(code);
   await gone();
@@ -89,7 +95,7 @@ test('--keep leaves devices and configuration, which serve again', async () => {
   const words = [main, 'demo', '--keep', '--input', input];
   expect(spawnSync(process.execPath, words, { env: environment() }).status).toBe(0);
   const [kept] = readdirSync(folder);
-  expect(readdirSync(join(folder, kept!)).toSorted()).toEqual(['a.img', 'b.img', 'demo.jsonc', 'demo.key']);
+  expect(readdirSync(join(folder, kept!)).toSorted()).toEqual(['a.img', 'b.img', 'demo.jsonc', 'demo.key', 'tie.vote']);
   expect(readFileSync(join(folder, kept!, 'a.img')).indexOf(readFileSync(input))).toBe(0);
   await gone();
 });
