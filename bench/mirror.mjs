@@ -118,6 +118,8 @@ async function member(self, dist, folder) {
   while (volume.status.role !== 'paired') await new Promise((wake) => setTimeout(wake, 10));
   process.on('message', async ({ name: wanted, milliseconds }) => {
     const which = CASES.find((each) => each.name === wanted);
+    // What is touched for the first time costs a write of the activity log; that is not what is measured.
+    for (let at = 0; at < VOLUME_BYTES; at += 1024 * 1024) await volume.write(at, new Uint8Array(4096));
     await load(volume, which, milliseconds / 4);
     process.send(await load(volume, which, milliseconds));
   });
