@@ -71,6 +71,14 @@ export class DirtyBitmap {
     for (let word = 0; word < this.#words.length; word += 1) this.#setWord(word, other.#words[word]!);
   }
 
+  /** Whether any grain that the range touches is set. */
+  touches(offset: number, length: number): boolean {
+    if (this.isEmpty || length === 0) return false;
+    const last = Math.floor((offset + length - 1) / this.grainBytes);
+    for (let grain = Math.floor(offset / this.grainBytes); grain <= last; grain += 1) if (this.has(grain)) return true;
+    return false;
+  }
+
   /** The first set grain at or after `from`, or -1. */
   next(from: number): number {
     for (let word = from >>> 5; word < this.#words.length; word += 1) {

@@ -422,11 +422,15 @@ export class Controller {
       const decision = await this.#quorum.decide(record, wanted);
       if (decision.kind === 'decided') return decision.view;
       const forced = await this.#quorum.decide({ ...record, known: decision.view }, wanted);
-      return forced.view;
+      if (forced.kind === 'decided') return forced.view;
     } catch (error) {
       if (!isHoldfastError(error, 'ERR_HOLDFAST_NO_MAJORITY')) throw error;
       return wanted(record.known);
     }
+    throw new HoldfastError(
+      'ERR_HOLDFAST_REFUSED',
+      'another member changed the view at the same time; look at the status and force again if it is still needed',
+    );
   }
 
   // --- meeting
@@ -942,10 +946,11 @@ export class Controller {
   async #nameMarks(): Promise<void> {
     const { marks, own } = this.#options.engine;
     for (let grain = marks.next(0); grain >= 0; ) {
+      let end = grain + 1;
+      while (end < marks.grains && marks.has(end)) end += 1;
       const offset = grain * marks.grainBytes;
-      const end = Math.min(offset - (offset % own.log.extentBytes) + own.log.extentBytes, marks.sizeBytes);
-      await own.log.name(offset, end - offset);
-      grain = end < marks.sizeBytes ? marks.next(Math.ceil(end / marks.grainBytes)) : -1;
+      await own.log.name(offset, Math.min(end * marks.grainBytes, marks.sizeBytes) - offset);
+      grain = end < marks.grains ? marks.next(end) : -1;
     }
   }
 

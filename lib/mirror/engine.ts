@@ -175,10 +175,7 @@ export class MirrorEngine {
 
   /** The copies may differ here, or could after a power cut of the peer: it stays in the activity log. */
   isPinned(offset: number, length: number): boolean {
-    return [this.marks, this.#unflushed, this.#flushing].some((bitmap) => {
-      const grain = bitmap.next(Math.floor(offset / bitmap.grainBytes));
-      return grain >= 0 && grain * bitmap.grainBytes < offset + length;
-    });
+    return [this.marks, this.#unflushed, this.#flushing].some((bitmap) => bitmap.touches(offset, length));
   }
 
   /** Resolves when no request of this member's clients is under way. */

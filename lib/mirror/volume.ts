@@ -22,7 +22,7 @@ import { Gate, type OpenGate } from './gate.ts';
 import type { MemberStore } from './member-store.ts';
 import { Once } from './once.ts';
 import { OwnCopy } from './own-copy.ts';
-import type { PolicingMessage } from './policing-wire.ts';
+import { MAX_EXTENTS, type PolicingMessage } from './policing-wire.ts';
 import { MAX_REQUESTS } from './protocol.ts';
 import { MirrorService } from './service.ts';
 import type { OnLostPeer } from './standing.ts';
@@ -148,7 +148,7 @@ export class MirroredVolume extends BaseDevice {
       volumeId,
       self: store.member,
       sizeBytes,
-      extentBytes: this.#options.policingExtentBytes ?? POLICING_EXTENT_BYTES,
+      extentBytes: policingExtentBytes(this.#options),
       viewNumber,
       onPeerFailure,
     });
@@ -409,6 +409,16 @@ function arbiterOf({ onLostPeer, arbiter }: MirroredVolumeOptions): Arbiter | un
     throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', 'majority needs an arbiter; give one (RegisterArbiter)');
   }
   return arbiter;
+}
+
+function policingExtentBytes({ store, policingExtentBytes: wanted }: MirroredVolumeOptions): number {
+  const least = 2 ** Math.ceil(Math.log2(store.sizeBytes / MAX_EXTENTS));
+  const extentBytes = wanted ?? Math.max(POLICING_EXTENT_BYTES, least);
+  if (Number.isSafeInteger(extentBytes) && extentBytes >= Math.max(least, 4096)) return extentBytes;
+  throw new HoldfastError(
+    'ERR_HOLDFAST_BAD_ARGUMENT',
+    `policing extents of ${extentBytes} bytes are too small for a volume of ${store.sizeBytes} bytes; take at least ${Math.max(4096, least)}`,
+  );
 }
 
 function tooMany(name: string, underWay: number): HoldfastError {

@@ -13,6 +13,17 @@ test('a range marks every grain that it touches', () => {
   expect(bitmap.count).toBe(2);
 });
 
+test('a range touches the grains that are set in it', () => {
+  const bitmap = new DirtyBitmap(10 * grain, grain);
+  expect(bitmap.touches(0, 10 * grain)).toBe(false);
+  bitmap.mark(4 * grain, 1);
+  expect(bitmap.touches(0, 4 * grain)).toBe(false);
+  expect(bitmap.touches(0, 4 * grain + 1)).toBe(true);
+  expect(bitmap.touches(5 * grain - 1, 1)).toBe(true);
+  expect(bitmap.touches(5 * grain, 5 * grain)).toBe(false);
+  expect(bitmap.touches(4 * grain, 0)).toBe(false);
+});
+
 test('the last grain may be short', () => {
   const bitmap = new DirtyBitmap(3 * grain + 100, grain);
   bitmap.markAll();
