@@ -305,7 +305,11 @@ export class MirrorEngine {
       return;
     }
     if (isPlanted('access-before-replicated')) void own.then(() => this.access.release(offset, length, 'exclusive'));
-    const confirmed = await copied;
+    const confirmed = await copied.catch(async (error: unknown) => {
+      // What is of unknown outcome has not ended either, here, before the own device has let go of it.
+      await own;
+      throw error;
+    });
     const failure = await own;
     if (failure === undefined) return;
     this.marks.mark(offset, length);
