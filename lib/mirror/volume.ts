@@ -95,6 +95,8 @@ export class MirroredVolume extends BaseDevice {
   readonly #service: MirrorService;
   readonly #maxRequests: number;
   #underWay = 0;
+  /** The peer's messages about access are taken in the order in which they came. */
+  #policed: Promise<void> = Promise.resolve();
   #stopping: Promise<void> | undefined;
 
   private constructor(options: MirroredVolumeOptions, service: MirrorService) {
@@ -347,10 +349,14 @@ export class MirroredVolume extends BaseDevice {
   }
 
   /** What the peer's policing module says. */
-  async police(origin: Origin, messages: readonly PolicingMessage[]): Promise<void> {
-    await this.controller.settledFor(origin.session);
-    this.#checkOrigin(origin);
-    this.#engine.access.receive(origin.session, messages);
+  police(origin: Origin, messages: readonly PolicingMessage[]): Promise<void> {
+    const turn = this.#policed.then(async () => {
+      await this.controller.settledFor(origin.session);
+      this.#checkOrigin(origin);
+      this.#engine.access.receive(origin.session, messages);
+    });
+    this.#policed = turn.catch(() => {});
+    return turn;
   }
 
   async #follow(origin: Origin, action: () => Promise<void>): Promise<void> {
