@@ -8,6 +8,7 @@ export { checkFits, type MemberShape, Metadata, metadataBytes } from './mirror/m
 export type { CopyState, OnLostPeer } from './mirror/standing.ts';
 export type { MemberIndex, View } from './mirror/view.ts';
 export { MirroredVolume, type MirroredVolumeOptions } from './mirror/volume.ts';
+export { VoterFile, type VoterFileOwner } from './mirror/voter-file.ts';
 export type { NbdExport, NbdExportStats } from './nbd/export.ts';
 export { type ConnectNbdOptions, connectNbd } from './nbd/nbd-device.ts';
 export {
@@ -17,6 +18,7 @@ export {
   type NbdServerOptions,
   type NbdServerStats,
 } from './nbd/server.ts';
+export type { Arbiter, Ballot, SwapResult, VoterState, VoterStore } from './peer/arbiter.ts';
 export { createPeerNode, type PeerLimits, type PeerNodeOptions } from './peer/node.ts';
 export type {
   Channel,
@@ -32,6 +34,8 @@ export type {
   RequestHandler,
   RequestOptions,
 } from './peer/peer.ts';
+export { RegisterArbiter, type RegisterArbiterOptions, type VoterReach } from './peer/register-driver.ts';
+export { RegisterService, type VoterOptions } from './peer/register-service.ts';
 export type {
   BlockDevice,
   DeviceStats,

@@ -35,9 +35,9 @@ function field(title: string, text: string): string {
 }
 
 function volumeLines(volume: VolumeStatus): string[] {
-  const access = volume.holder === null ? '' : `, access at ${volume.holder}`;
+  const serving = volume.serving.length === 0 ? '' : `, served by ${volume.serving.join(' and ')}`;
   return [
-    field('volume', `${volume.name}, ${formatSize(volume.sizeBytes)}${access}`),
+    field('volume', `${volume.name}, ${formatSize(volume.sizeBytes)}${serving}`),
     field('state', volume.state),
     ...volume.problems.flatMap((problem) => [
       field('status', problem.message),

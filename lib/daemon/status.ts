@@ -64,8 +64,8 @@ export const volumeStatusSchema = z.object({
   resync: resyncSchema.nullable(),
   /** Who decides by majority who serves; none without `"quorum": "majority"`. */
   voters: z.array(voterSchema).default([]),
-  /** The node through which reads and writes go. */
-  holder: z.string().nullable(),
+  /** The nodes whose copies serve, as far as this one knows; none while requests wait. */
+  serving: z.array(z.string()),
   /** Sent by resyncs to or from this node since its process started. */
   resyncedBytes: z.number(),
 });

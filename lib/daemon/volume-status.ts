@@ -25,7 +25,6 @@ export function volumeStatus(facts: VolumeFacts): VolumeStatus {
   const own = config.members.find((member) => member.node === facts.node)!;
   const peer = config.members.find((member) => member.node !== facts.node)!;
   const state = stateOf(status);
-  const holder = config.members[status.record.known.holder]?.node ?? null;
   return {
     name: config.name,
     id: config.id,
@@ -48,9 +47,15 @@ export function volumeStatus(facts: VolumeFacts): VolumeStatus {
       inReach: isInReach,
       problem: problem ?? null,
     })),
-    holder: state === 'Suspended' || state === 'Failed' ? null : holder,
+    serving: servingOf(status, own.node, peer.node),
     resyncedBytes: facts.resyncedBytes,
   };
+}
+
+function servingOf({ gate, role }: ControllerStatus, own: string, peer: string): string[] {
+  if (gate.mode === 'closed') return [];
+  if (gate.mode === 'forward') return [peer];
+  return role === 'paired' ? [own, peer].sort() : [own];
 }
 
 /** A peer that requests are forwarded to serves, so its copy is up to date whatever was marked before. */

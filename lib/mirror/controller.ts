@@ -187,6 +187,7 @@ export class Controller {
     // A saved bitmap can be damaged.
     else if (this.#record.clean) engine.marks.markAll();
     else for (const { offset, length } of engine.own.log.named()) engine.marks.mark(offset, length);
+    store.onVoterFailure((error) => void this.deviceFailed(asFailure(error)));
     engine.own.log.start({
       clock: environment.clock,
       isPinned: (offset, length) => engine.isPinned(offset, length),
@@ -934,7 +935,7 @@ export class Controller {
     try {
       // From now on it is the log that tells what is marked.
       if (this.#record.clean && !record.clean) await this.#nameMarks();
-      await this.#options.store.write(record);
+      await this.#options.engine.own.attempt(() => this.#options.store.write(record));
     } catch (error) {
       const cause = asFailure(error);
       void this.deviceFailed(cause);

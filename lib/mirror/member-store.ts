@@ -18,6 +18,8 @@ export interface MemberStore extends VoterStore {
   repair(): Promise<void>;
   /** Durable, on both superblocks, when resolved. */
   write(record: MemberRecord): Promise<void>;
+  /** The one who is told when a voter's state could not be written: the device has failed. */
+  onVoterFailure(listener: (error: unknown) => void): void;
   /** Saves the bitmap, then the record (which says clean). */
   writeClean(record: MemberRecord, marks: Uint8Array): Promise<void>;
 }

@@ -133,6 +133,7 @@ export class Metadata implements MemberStore {
   #voter: VoterState;
   #lastTurn: Promise<void> = Promise.resolve();
   #waiting = 0;
+  #tellVoterFailure: (error: unknown) => void = () => {};
 
   private constructor(device: BlockDevice, pair: SuperblockPair, stored: StoredMember, parts: StoredParts) {
     this.#device = device;
@@ -241,10 +242,17 @@ export class Metadata implements MemberStore {
   }
 
   writeVoter(voter: VoterState): Promise<void> {
-    return this.#inTurn(async () => {
+    const write = this.#inTurn(async () => {
       await this.#put({ voter });
       this.#voter = voter;
     });
+    // Whoever votes is told by the promise; the member would not hear of it.
+    write.catch((error: unknown) => this.#tellVoterFailure(error));
+    return write;
+  }
+
+  onVoterFailure(listener: (error: unknown) => void): void {
+    this.#tellVoterFailure = listener;
   }
 
   /** What was tried counts even if it failed: it may be what is on the device. */

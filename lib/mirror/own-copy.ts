@@ -48,7 +48,7 @@ export class OwnCopy {
    */
   enter(offset: number, length: number): Promise<void> | undefined {
     const named = this.log.enter(offset, length);
-    return named && this.#watched(() => named);
+    return named && this.attempt(() => named);
   }
 
   leave(offset: number, length: number): void {
@@ -79,7 +79,7 @@ export class OwnCopy {
 
   /** A write, or zeroes, to a range that has been entered. */
   write(action: (device: BlockDevice) => Promise<void>): Promise<void> {
-    return this.#watched(() => action(this.device));
+    return this.attempt(() => action(this.device));
   }
 
   /** Makes durable what was written before the call. */
@@ -95,11 +95,12 @@ export class OwnCopy {
 
   async #flushNow(): Promise<void> {
     const mark = this.log.flushBegins();
-    await this.#watched(() => this.device.flush());
+    await this.attempt(() => this.device.flush());
     this.log.flushSucceeded(mark);
   }
 
-  async #watched(action: () => Promise<void>): Promise<void> {
+  /** Anything else that changes the device. It fails when it takes too long, as a write does. */
+  async attempt(action: () => Promise<void>): Promise<void> {
     const request = this.#watch.begin();
     let giveUp: ((error: HoldfastError) => void) | undefined;
     try {

@@ -24,7 +24,7 @@ const healthy: DaemonStatus = {
       ],
       resync: null,
       voters: [],
-      holder: 'a',
+      serving: ['a', 'b'],
       resyncedBytes: 0,
     },
   ],
@@ -39,7 +39,7 @@ it('a server in full health', () => {
   links: b  Connected at 10.0.0.2:7700, 0.21 ms
 exports: data at unix:/run/data.nbd, volume data, 2 clients
 
- volume: data, 100 GiB, access at a
+ volume: data, 100 GiB, served by a and b
   state: Online
  copies: a  UpToDate  /dev/nvme0n1
          b  UpToDate
@@ -83,7 +83,7 @@ it('a server whose peer is away says what is wrong, what to do and under which c
   links: b  Connecting: 10.0.0.2:7700 refuses connections (ERR_HOLDFAST_CONNECT_FAILED)
 exports: data at unix:/run/data.nbd, volume data, 2 clients
 
- volume: data, 100 GiB, access at a
+ volume: data, 100 GiB, served by a and b
   state: Degraded
  status: b is away; this node serves alone.
  action: Bring b back; it is resynchronised by itself.

@@ -52,7 +52,7 @@ it('both copies in order', () => {
     ],
     resync: null,
     voters: [],
-    holder: 'b',
+    serving: ['a', 'b'],
     resyncedBytes: 5,
   });
 });
@@ -84,7 +84,7 @@ describe('why requests wait, by the rule of the controller', () => {
     ['constructor', 'HOLDFAST-WAITING'],
   ])('%s is told as %s', (reason, code) => {
     const status = said({ role: 'none', gate: { mode: 'closed', reason } });
-    expect([status.state, status.holder]).toEqual(['Suspended', null]);
+    expect([status.state, status.serving]).toEqual(['Suspended', []]);
     expect(status.problems.map((problem) => problem.code)).toEqual([code]);
   });
 });

@@ -191,9 +191,12 @@ test('a voter state that failed to be written is not shown as held', async () =>
   const memory = await newDevice();
   const device = new FaultyDevice(memory);
   const opened = await Metadata.open(device);
+  const told: unknown[] = [];
+  opened.onVoterFailure((error) => told.push(error));
   const fault = device.inject({ action: { kind: 'error' }, on: 'write' });
   await expect(opened.writeVoter(voter)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_IO' });
   expect(opened.voter).toEqual(NEW_VOTER);
+  expect(told).toEqual([expect.objectContaining({ code: 'ERR_HOLDFAST_IO' })]);
   fault.remove();
   await opened.write({ ...record, clean: false });
   expect((await Metadata.open(memory)).record).toEqual({ ...record, clean: false });

@@ -236,6 +236,7 @@ export class Pair {
       log: store.log,
       voter: store.voter,
       writeVoter: (voter) => store.writeVoter(voter),
+      onVoterFailure: (listener) => store.onVoterFailure(listener),
       repair: () => store.repair(),
       write: (record) => told(record, store.write(record)),
       writeClean: (record, marks) => told(record, store.writeClean(record, marks)),

@@ -35,7 +35,7 @@ test('fio verifies what it writes to one server while the other is killed and co
   await fio.ready(async () => (await stat(cluster.device('b'))).blocks * 512 > 16 * MIB);
   await cluster.stop('b', 'SIGKILL');
   const away = await cluster.until('a', ({ copies }) => copies[1]!.outOfSyncBytes > 8 * MIB);
-  expect(away).toMatchObject({ state: 'Degraded', holder: 'a' });
+  expect(away).toMatchObject({ state: 'Degraded', serving: ['a'] });
   await cluster.start('b');
   await cluster.online();
   const { resyncedBytes } = await cluster.status('a');

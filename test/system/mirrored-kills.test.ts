@@ -92,7 +92,7 @@ describe('Ctrl-C', () => {
     await load.progress(other, 50);
     expect(await cluster.stop(node, 'SIGINT')).toBe(0);
     await load.progress(other, 50);
-    expect(await cluster.status(other)).toMatchObject({ state: 'Degraded', holder: other });
+    expect(await cluster.status(other)).toMatchObject({ state: 'Degraded', serving: [other] });
     await cluster.start(node);
     await cluster.online();
     await load.progress(node, 50);
