@@ -25,12 +25,13 @@ const PIECE_BYTES = 4 * MIB;
 
 export interface ClusterOptions {
   readonly sizeBytes: number;
+  /** Default: a is preferred. */
   readonly onLostPeer?: unknown;
+  /** A majority of both and of c decides who goes on; without `onLostPeer`. Default false. */
+  readonly majority?: boolean;
   readonly leaseMs?: number;
   /** Default: loopback. */
   readonly network?: ClusterNetwork;
-  /** Also a server c, which has no copy. Default false. */
-  readonly third?: boolean;
   /** Hears whatever a server prints. */
   readonly onOutput?: (server: ServerName, text: string) => void;
 }
@@ -74,7 +75,7 @@ export class Cluster implements AsyncDisposable {
   /** Devices, configuration and both members; no server runs yet. */
   static async create(options: ClusterOptions): Promise<Cluster> {
     const { sizeBytes, onLostPeer = { preferred: 'a' }, leaseMs = 3000 } = options;
-    const names: readonly ServerName[] = options.third ? [...NODES, 'c'] : NODES;
+    const names: readonly ServerName[] = options.majority ? [...NODES, 'c'] : NODES;
     const network = options.network ?? (await loopback(names));
     const cluster = new Cluster(await TemporaryFolder.make(), names, network, options);
     await run(process.execPath, main, 'make-key', cluster.folder.file('cluster.key'));
@@ -95,7 +96,9 @@ export class Cluster implements AsyncDisposable {
           id: '6d6f7264-0001-4000-8000-686f6c646661',
           sizeBytes,
           members: NODES.map((node) => ({ node, device: `${node}.img` })),
-          onLostPeer,
+          ...(options.majority
+            ? { quorum: 'majority', tieBreaker: { node: 'c', stateFile: 'c.vote' } }
+            : { onLostPeer }),
         },
       ],
     };
@@ -103,8 +106,8 @@ export class Cluster implements AsyncDisposable {
     for (const node of NODES) {
       await writeFile(cluster.device(node), '');
       await truncate(cluster.device(node), sizeBytes + METADATA_ROOM_BYTES);
-      await run(process.execPath, main, 'create', cluster.#config, 'data', '--node', node);
     }
+    for (const name of names) await run(process.execPath, main, 'create', cluster.#config, 'data', '--node', name);
     return cluster;
   }
 
@@ -181,21 +184,8 @@ export class Cluster implements AsyncDisposable {
   }
 
   /** Offset of the first byte in which the two copies differ; undefined if they are the same. */
-  async firstDifference(): Promise<number | undefined> {
-    const [one, other] = await Promise.all(NODES.map((node) => open(this.device(node))));
-    try {
-      for (let offset = 0; offset < this.sizeBytes; offset += PIECE_BYTES) {
-        const length = Math.min(PIECE_BYTES, this.sizeBytes - offset);
-        const [left, right] = [Buffer.alloc(length), Buffer.alloc(length)];
-        await one!.read(left, 0, length, offset);
-        await other!.read(right, 0, length, offset);
-        if (Buffer.compare(left, right) !== 0) return offset + left.findIndex((byte, index) => byte !== right[index]);
-      }
-      return undefined;
-    } finally {
-      await one!.close();
-      await other!.close();
-    }
+  firstDifference(): Promise<number | undefined> {
+    return firstDifference(this.device('a'), this.device('b'), this.sizeBytes);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -204,7 +194,24 @@ export class Cluster implements AsyncDisposable {
   }
 }
 
-async function freePort(): Promise<number> {
+/** Offset of the first byte in which the first bytes of two files differ; undefined if they are the same. */
+export async function firstDifference(one: string, other: string, sizeBytes: number): Promise<number | undefined> {
+  const files = await Promise.all([open(one), open(other)]);
+  try {
+    for (let offset = 0; offset < sizeBytes; offset += PIECE_BYTES) {
+      const length = Math.min(PIECE_BYTES, sizeBytes - offset);
+      const [left, right] = [Buffer.alloc(length), Buffer.alloc(length)];
+      await files[0].read(left, 0, length, offset);
+      await files[1].read(right, 0, length, offset);
+      if (Buffer.compare(left, right) !== 0) return offset + left.findIndex((byte, index) => byte !== right[index]);
+    }
+    return undefined;
+  } finally {
+    for (const file of files) await file.close();
+  }
+}
+
+export async function freePort(): Promise<number> {
   const any: Address = { kind: 'tcp', host: '127.0.0.1', port: 0 };
   const listener = await systemEnvironment.network.listen(any, {}, (connection) => connection.destroy());
   const { address } = listener;

@@ -7,12 +7,18 @@ import { systemRandom } from '../../lib/base/random.ts';
 import type { BlockDevice } from '../../lib/storage/block-device.ts';
 import { checkLinearizable, type Operation, type Violation } from '../../lib/testing/history.ts';
 import { Histories, readStamp, stamp } from '../../lib/testing/stamps.ts';
-import { type Cluster, NODES, type NodeName } from './cluster.ts';
+import { NODES, type NodeName } from './cluster.ts';
 
 const BLOCK_BYTES = 4096;
 /** So many blocks are neighbours; the clusters of them are spread over the volume. */
 const NEIGHBOURS = 8;
 const RECONNECT_MS = 50;
+
+/** A volume that can be reached through two servers. */
+export interface LoadTarget {
+  readonly sizeBytes: number;
+  connect(node: NodeName): Promise<BlockDevice>;
+}
 
 export interface StampedLoadOptions {
   readonly blocks: number;
@@ -23,7 +29,7 @@ export interface StampedLoadOptions {
 }
 
 export class StampedLoad {
-  readonly #cluster: Cluster;
+  readonly #target: LoadTarget;
   readonly #options: StampedLoadOptions;
   readonly #histories = new Histories();
   readonly #running: Promise<void>[] = [];
@@ -33,8 +39,8 @@ export class StampedLoad {
   /** Operations whose outcome nobody knows, by the error they ended with. */
   readonly lost: Record<string, number> = {};
 
-  constructor(cluster: Cluster, options: StampedLoadOptions) {
-    this.#cluster = cluster;
+  constructor(target: LoadTarget, options: StampedLoadOptions) {
+    this.#target = target;
     this.#options = options;
     for (const node of NODES) this.#running.push(this.#client(node));
   }
@@ -58,7 +64,7 @@ export class StampedLoad {
 
   /** Reads every block through a server. */
   async readAll(node: NodeName): Promise<void> {
-    await using device = await this.#cluster.connect(node);
+    await using device = await this.#target.connect(node);
     const { blocks } = this.#options;
     for (let block = 0; block < blocks; block += NEIGHBOURS) {
       await this.#read(device, block, Math.min(NEIGHBOURS, blocks - block));
@@ -76,10 +82,18 @@ export class StampedLoad {
     return undefined;
   }
 
+  /**
+   * How many blocks have lost an acknowledged write: the last read gave a value that the write had replaced. For the
+   * time after the load has ended and everything was read once more.
+   */
+  blocksLost(): number {
+    return [...this.#histories.blocks.values()].filter(hasLost).length;
+  }
+
   /** Connects again whenever the server has gone. */
   async #client(node: NodeName): Promise<void> {
     while (!this.#stopped) {
-      const device = await this.#cluster.connect(node).catch(() => undefined);
+      const device = await this.#target.connect(node).catch(() => undefined);
       if (device === undefined) {
         await wait(RECONNECT_MS);
         continue;
@@ -146,9 +160,18 @@ export class StampedLoad {
 
   #offset(block: number): number {
     const clusters = Math.ceil(this.#options.blocks / NEIGHBOURS);
-    const strideBytes = Math.floor(this.#cluster.sizeBytes / clusters / BLOCK_BYTES) * BLOCK_BYTES;
+    const strideBytes = Math.floor(this.#target.sizeBytes / clusters / BLOCK_BYTES) * BLOCK_BYTES;
     return Math.floor(block / NEIGHBOURS) * strideBytes + (block % NEIGHBOURS) * BLOCK_BYTES;
   }
+}
+
+function hasLost(history: readonly Operation[]): boolean {
+  const ended = history.filter(({ end }) => end !== Number.POSITIVE_INFINITY);
+  const last = ended.findLast(({ kind }) => kind === 'read');
+  if (last === undefined) return false;
+  const source = history.find(({ kind, value }) => kind === 'write' && value === last.value);
+  const replaced = source?.end ?? -1;
+  return ended.some(({ kind, start, end }) => kind === 'write' && start > replaced && end < last.start);
 }
 
 function blockOf(bytes: Uint8Array, index: number): Uint8Array {
