@@ -1,6 +1,6 @@
 /**
- * A crash recorder: writes down what a program asks of its devices, then shows every state that a power cut could have
- * left them in to a check of the program's author. The idea is that of Linux' dm-log-writes and of CrashMonkey (OSDI
+ * A crash recorder: writes down what a program asks of its devices, then shows every state that a power cut (or, where
+ * that is asked for, the death of its process) could have left them in to a check of the program's author. The idea is that of Linux' dm-log-writes and of CrashMonkey (OSDI
  * '18): record block writes and flushes, replay between flushes what a device may reorder, lose or tear.
  *
  * What a crash may leave, at the end of each stretch in which nothing becomes durable (crash-plans.ts says which of the
@@ -29,7 +29,13 @@ import {
   planInWords,
   plansOf,
 } from './crash-plans.ts';
-import { CrashRecording, type RecordedDevice, type RecordedWrite, RecordingDevice } from './crash-recording.ts';
+import {
+  type CrashKind,
+  CrashRecording,
+  type RecordedDevice,
+  type RecordedWrite,
+  RecordingDevice,
+} from './crash-recording.ts';
 import { SimulatedRandom } from './simulated-random.ts';
 
 export interface CrashRecorderOptions {
@@ -100,12 +106,12 @@ export class CrashRecorder {
 
   /**
    * Gives a device that does what this one does, and is recorded. What is on it now is the ground that all states stand
-   * on: nothing may be in flight. Several devices crash together.
+   * on: nothing may be in flight. Several devices crash together, each in its own way: by default the power goes.
    *
    * @throws HoldfastError ERR_HOLDFAST_MEMORY_EXHAUSTED beyond memoryBytesMax, now or at a write.
    */
-  async record(device: BlockDevice): Promise<BlockDevice> {
-    return new RecordingDevice(device, this.#recording, await this.#recording.add(device));
+  async record(device: BlockDevice, crash: CrashKind = 'power-cut'): Promise<BlockDevice> {
+    return new RecordingDevice(device, this.#recording, await this.#recording.add(device, crash));
   }
 
   /** Writes down what has been promised, or tried, by now: a check sees what was noted before its crash. */

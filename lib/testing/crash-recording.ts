@@ -3,8 +3,8 @@
  * became durable. The devices share one count of events, so that a crash is one moment for all of them.
  *
  * A write is durable when it ended before a flush of its device began that has succeeded, or when it ended and was made
- * with force unit access. One that failed, or never ended, may have happened for ever after, and is never durable. A
- * discard counts as a write of zeros.
+ * with force unit access; where only a process dies, when it ended. One that failed, or never ended, may have happened
+ * for ever after, and is never durable. A discard counts as a write of zeros.
  */
 import { HoldfastError } from '../base/errors.ts';
 import { BaseDevice } from '../storage/base-device.ts';
@@ -30,7 +30,11 @@ export interface RecordedWrite {
 
 type OpenWrite = { -readonly [Key in keyof RecordedWrite]: RecordedWrite[Key] };
 
+/** What a crash takes from a device: all that was not flushed, or only the process and with it what was in flight. */
+export type CrashKind = 'power-cut' | 'process-death';
+
 export interface RecordedDevice {
+  readonly crash: CrashKind;
   readonly name: string;
   readonly geometry: Geometry;
   /** What was on it when the recording began. */
@@ -80,7 +84,7 @@ export class CrashRecording {
   }
 
   /** Takes in what is on the device now. */
-  async add(device: BlockDevice): Promise<number> {
+  async add(device: BlockDevice, crash: CrashKind): Promise<number> {
     const base = new LayeredMemory();
     const { sizeBytes } = device.geometry;
     for (let offset = 0; offset < sizeBytes; offset += PIECE_BYTES) {
@@ -94,7 +98,7 @@ export class CrashRecording {
       }
     }
     this.#volatile.push(new Set());
-    return this.devices.push({ name: device.name, geometry: device.geometry, base }) - 1;
+    return this.devices.push({ crash, name: device.name, geometry: device.geometry, base }) - 1;
   }
 
   begin(wanted: Pick<RecordedWrite, 'device' | 'kind' | 'offset' | 'length' | 'fua' | 'data'>): OpenWrite {
@@ -107,7 +111,8 @@ export class CrashRecording {
 
   end(write: OpenWrite): void {
     write.ended = this.#next();
-    if (write.fua) this.#turn([write], write.ended);
+    const stays = write.fua || this.devices[write.device]!.crash === 'process-death';
+    if (stays) this.#turn([write], write.ended);
     else this.#volatile[write.device]!.add(write);
   }
 

@@ -18,7 +18,7 @@ export {
   type CrashState,
   type ReplayOptions,
 } from './crash-recorder.ts';
-export type { RecordedWrite } from './crash-recording.ts';
+export type { CrashKind, RecordedWrite } from './crash-recording.ts';
 export {
   checkFlushed,
   checkLinearizable,

@@ -206,6 +206,21 @@ test('several devices crash together', async () => {
   expect(found).toEqual(new Set(['log \0, data \0', 'log l, data \0', 'log l, data d']));
 });
 
+test('the death of a process takes only what was in flight', async () => {
+  const recorder = new CrashRecorder();
+  const faulty = new FaultyDevice(new MemoryDevice({ sizeBytes: 4096 }));
+  const device = await recorder.record(faulty, 'process-death');
+  await device.write(0, block('a'));
+  recorder.note('written');
+  const hang = faulty.inject({ action: { kind: 'hang' }, on: 'write' });
+  const later = device.write(BLOCK, block('b'));
+  const states = await statesOf(recorder, 2);
+  expect(states.get('')).toEqual(new Set(['\0\0', 'a\0']));
+  expect(states.get('written')).toEqual(new Set(['a\0', 'ab']));
+  hang.remove();
+  await later;
+});
+
 test('the first failure names its state, and the state can be tried alone', async () => {
   const { recorder, device } = await makeRecorder();
   for (const [index, letter] of ['a', 'b', 'c'].entries()) await device.write(2 * index * BLOCK, block(letter, 2));
