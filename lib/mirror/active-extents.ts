@@ -37,6 +37,7 @@ export class ActiveExtents {
   /** The latest moment at which a flush began that has succeeded. */
   #flushedAt = 0;
   #lastTickAt = 0;
+  #tickBeforeAt = 0;
 
   constructor(extents: number) {
     assert(extents > 0 && extents <= MAX_EXTENTS, 'a log has 1 to MAX_EXTENTS extents');
@@ -110,12 +111,18 @@ export class ActiveExtents {
   /** Time passes: what is not written to until the next tick is idle. */
   tick(): void {
     this.#moment += 1;
+    this.#tickBeforeAt = this.#lastTickAt;
     this.#lastTickAt = this.#moment;
   }
 
   /** Was not written to since the last tick. */
   isIdle(extent: number): boolean {
     return this.#inFlight[extent] === 0 && this.#lastEnd[extent]! < this.#lastTickAt;
+  }
+
+  /** Is idle, and was not at the last tick. */
+  hasComeToRest(extent: number): boolean {
+    return this.isIdle(extent) && this.#lastEnd[extent]! >= this.#tickBeforeAt;
   }
 
   /** Nothing stands in the way of taking it out but, perhaps, a pin. */

@@ -62,7 +62,7 @@ export interface LogStart {
   readonly clock: Clock;
   /** The copies are known to differ somewhere in this range, or may: it stays in the log. Called often; cheap. */
   readonly isPinned: (offset: number, length: number) => boolean;
-  /** Idle extents wait for nothing but a flush, and nobody asks for one: a good time for it. */
+  /** Idle extents wait for a flush, of this copy or another, and nobody asks for one: a good time for it. */
   readonly flushWanted?: () => void;
   /** A write of the log that nobody waits for has failed: the device has. */
   readonly onFailure: (error: unknown) => void;
@@ -309,10 +309,14 @@ export class ActivityLog {
     this.#tooMany = Math.max(this.#maxActive, this.#extents.activeCount + reserve);
   }
 
+  /**
+   * A flush would help: an idle extent is not clean, or it has just come to rest. Then what pins it may wait for a flush
+   * of the other copy; asked for once, since it may as well be pinned for as long as the peer is away.
+   */
   #waitsForFlush(): boolean {
-    const { extents: count } = this.#extents;
-    for (let extent = this.#extents.next(0); extent >= 0 && extent < count; extent = this.#extents.next(extent + 1)) {
-      if (this.#extents.isIdle(extent) && !this.#extents.isClean(extent)) return true;
+    const extents = this.#extents;
+    for (let extent = extents.next(0); extent >= 0; extent = extents.next(extent + 1)) {
+      if (extents.hasComeToRest(extent) || (extents.isIdle(extent) && !extents.isClean(extent))) return true;
     }
     return false;
   }

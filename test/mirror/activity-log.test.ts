@@ -217,6 +217,21 @@ test('extents that are idle and wait only for a flush ask for one', async () => 
   expect([bench.flushesWanted, ...(await bench.onDevice())]).toEqual([asked]);
 });
 
+test('an extent that is clean and pinned asks for a flush when it comes to rest, and not again', async () => {
+  const bench = await makeLog();
+  bench.pinned.add(1);
+  await write(bench.log, 1);
+  flush(bench.log);
+  await bench.scheduler.runFor(2100);
+  expect(bench.flushesWanted).toBe(1);
+  await bench.scheduler.runFor(20_000);
+  expect(bench.flushesWanted).toBe(1);
+  // The flush of the other copy has come, and nothing was written meanwhile.
+  bench.pinned.clear();
+  await bench.scheduler.runFor(1100);
+  expect(await bench.onDevice()).toEqual([]);
+});
+
 test('when too many are active, the ones that have rested longest make room, along with the next write', async () => {
   const bench = await makeLog({ maxActive: 8 });
   const { log, scheduler } = bench;
