@@ -8,7 +8,7 @@ export { checkFits, type MemberShape, Metadata, metadataBytes } from './mirror/m
 export type { CopyState, OnLostPeer } from './mirror/standing.ts';
 export type { MemberIndex, View } from './mirror/view.ts';
 export { MirroredVolume, type MirroredVolumeOptions } from './mirror/volume.ts';
-export { VoterFile, type VoterFileOwner } from './mirror/voter-file.ts';
+export { VOTER_FILE_BYTES, VoterFile, type VoterFileOwner } from './mirror/voter-file.ts';
 export type { NbdExport, NbdExportStats } from './nbd/export.ts';
 export { type ConnectNbdOptions, connectNbd } from './nbd/nbd-device.ts';
 export {
