@@ -250,7 +250,16 @@ class Explorer {
     }
     if (outcome.voter === before && outcome.sent.every((sent) => world.air.includes(sent))) return;
     const event = () => `${voterName(voter)} is asked: ${describe(this.#messages.thing(number))}`;
-    this.#reach(this.#sent({ ...world, voters: world.voters.with(voter, outcome.voter) }, outcome.sent), event);
+    const next = this.#sent({ ...world, voters: world.voters.with(voter, outcome.voter) }, outcome.sent);
+    const [answer] = outcome.sent;
+    if (answer === undefined || !this.#isOwnPromise(next, answer)) this.#reach(next, event);
+    else this.#tell(next, answer, voter, (this.#messages.thing(answer) as Message & { to: 'proposer' }).answer);
+  }
+
+  /** What the own voter says to a proposer is heard at once: all that follows is a message, and can be late as such. */
+  #isOwnPromise({ clients }: World, answer: number): boolean {
+    const { kind, ballot, voter } = this.#messages.facts[answer]!;
+    return kind === 'promised' && ballot % PROPOSERS === voter && this.#clients.facts[clients[voter]!] === ballot;
   }
 
   #vote(before: number, number: number): { voter: number; sent: readonly number[] } {
