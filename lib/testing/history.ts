@@ -116,6 +116,12 @@ export function checkFlushed(history: readonly Operation[]): Violation | undefin
   return undefined;
 }
 
+/** Linearizability up to a time: what had not ended by then may have happened, or not. */
+export function checkLinearizableUntil(history: readonly Operation[], until: number): Violation | undefined {
+  const begun = history.filter(({ start }) => start < until);
+  return checkLinearizable(begun.map((each) => (each.end < until ? each : { ...each, end: Number.POSITIVE_INFINITY })));
+}
+
 /**
  * Linearizability from a time on, whatever had happened before: what was lost by then may have taken the block back to
  * any older value, and a write that was under way at that time may come late. So each value from before counts as one

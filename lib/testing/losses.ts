@@ -5,12 +5,16 @@
  * if something else goes wrong before the pair is in sync again (the other server dies or stands still, the link
  * breaks where a policy lets one go on alone, that disk fails) what was not flushed may be lost. From then until the
  * pair is in sync again the histories are judged by what was flushed; before and after, they must be linearizable.
+ *
+ * Where each may go on without the other (`continue`) both can have: from the second view of one alone until an
+ * operator has given up one of the copies there are two volumes, and nothing holds over both.
  */
+import type { SimulatedMachine } from './simulated-machine.ts';
 import type { SimulatedServer } from './simulated-server.ts';
 import type { World } from './simulation-world.ts';
 
-/** What goes wrong with whom: a server, or the link between them. */
-export type Trouble = SimulatedServer | 'link';
+/** What goes wrong with whom: a machine, or the link between the members. */
+export type Trouble = SimulatedMachine | 'link';
 
 export class Losses {
   readonly #world: World;
@@ -19,6 +23,11 @@ export class Losses {
   /** The server whose device has lost what the other's has kept. */
   #open: SimulatedServer | undefined;
   #mayHaveLost = false;
+  /** Those whose newest view is of them alone. */
+  readonly #alone = new Set<SimulatedServer>();
+  #hasSplit = false;
+  /** Position in the histories before which nothing was lost. */
+  #until = Number.POSITIVE_INFINITY;
   /** Position in the histories at which the pair was in sync again after the last loss. */
   #since: number | undefined;
 
@@ -36,8 +45,34 @@ export class Losses {
     return this.#mayHaveLost ? undefined : this.#since;
   }
 
-  powerCut(server: SimulatedServer, wasPaired: boolean, hasLost: boolean): void {
-    if (!hasLost) return;
+  /** Up to here nothing was lost. */
+  get until(): number {
+    return this.#until;
+  }
+
+  /** There have been two volumes: what was flushed in the one may be missing from the other. */
+  get hasSplit(): boolean {
+    return this.#hasSplit;
+  }
+
+  /** There are two volumes now. */
+  get isSplit(): boolean {
+    return this.#alone.size === 2;
+  }
+
+  /** A server has made a view of itself alone; or has given up what it had for the other's, or joined it. */
+  enteredView(server: SimulatedServer, alone: boolean): void {
+    const wasSplit = this.isSplit;
+    if (alone) this.#alone.add(server);
+    else this.#alone.delete(server);
+    if (wasSplit || !this.isSplit) return;
+    if (this.#world.plan.onLostPeer.kind !== 'continue') this.#world.fail('both members have gone on alone');
+    this.#hasSplit = true;
+    this.#lose();
+  }
+
+  /** The server's disk has lost something that it had completed. */
+  powerCut(server: SimulatedServer, wasPaired: boolean): void {
     const isKept =
       wasPaired && this.#open === undefined && !this.#troubles.some((trouble) => this.#hurts(trouble, server));
     this.#open = server;
@@ -56,7 +91,7 @@ export class Losses {
 
   /** Called whenever the pair may have come together again. */
   look(): void {
-    if (this.#open === undefined || !this.#world.isPaired) return;
+    if (!this.#world.isPaired) return;
     this.#open = undefined;
     if (!this.#mayHaveLost) return;
     this.#mayHaveLost = false;
@@ -71,6 +106,7 @@ export class Losses {
 
   #lose(): void {
     this.#mayHaveLost = true;
+    this.#until = Math.min(this.#until, this.#world.histories.tick());
     this.#world.note('what was not flushed may be lost');
     this.#world.histories.lose();
   }

@@ -1,8 +1,9 @@
 /**
- * A mirrored volume in the seeded simulation: its servers with a disk each, clients on both, and whatever the seed
- * draws (simulation-plan.ts). A safety phase with faults is followed by one of liveness: all is healed, the members must
- * meet and serve clients that want the same blocks; then, in some runs, one server is lost for good, and the other has
- * to go on where the policy lets it. Then all is judged (simulation-judge.ts).
+ * A mirrored volume in the seeded simulation: its servers with a disk each, a tie-breaker where a majority decides,
+ * clients on both servers, and whatever the seed draws (simulation-plan.ts). A safety phase with faults is followed by
+ * one of liveness: all is healed, the members must meet and serve clients that want the same blocks; then, in some runs,
+ * one machine is lost for good, and the others have to go on where the policy lets them. Then all is judged
+ * (simulation-judge.ts).
  *
  * One seed decides everything: the same seed leaves the same trace.
  */
@@ -10,6 +11,7 @@ import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import { Clients } from './simulated-clients.ts';
 import { Faults } from './simulated-faults.ts';
 import type { SimulatedServer } from './simulated-server.ts';
+import type { SimulatedTieBreaker } from './simulated-tie-breaker.ts';
 import { compareCopies, judgeHistories } from './simulation-judge.ts';
 import type { SimulationPlan } from './simulation-plan.ts';
 import { World } from './simulation-world.ts';
@@ -95,24 +97,35 @@ class MirrorSimulation {
   }
 
   async run(): Promise<string | undefined> {
-    const { servers, plan } = this.#world;
-    for (const server of servers) await this.#within(server.create(), `${server.name} is created`);
-    for (const server of servers) void server.start();
+    const { servers, machines, plan, tieBreaker } = this.#world;
+    for (const machine of machines) await this.#within(machine.create(), `${machine.name} is created`);
+    for (const machine of machines) void machine.start();
     await this.#until(() => this.#world.isPaired, 'the members pair for the first time');
     this.#clients.start();
     await this.#faults.run();
     await this.#faults.heal();
-    await this.#until(() => this.#world.isPaired || this.#world.refused, 'the members are in sync after all is healed');
-    if (this.#world.refused) return this.#judge();
+    await this.#meet();
+    if (this.#world.refused || this.#world.failure !== undefined) return judgeHistories(this.#world);
     await this.#serve(servers);
     const differ = compareCopies(this.#world);
-    if (differ !== undefined || plan.lostAtEnd === undefined) return differ ?? this.#judge();
-    await this.#goOnWithout(servers[plan.lostAtEnd]);
-    return this.#judge();
+    if (differ !== undefined) return differ;
+    if (plan.lostAtEnd === 'tie-breaker') await this.#goOnWithoutVoter(tieBreaker);
+    else if (plan.lostAtEnd !== undefined) await this.#goOnWithout(servers[plan.lostAtEnd]);
+    return judgeHistories(this.#world);
   }
 
-  #judge(): string | undefined {
-    return judgeHistories(this.#world);
+  /** The members are in sync again; after a split brain, once an operator has given up one of the copies. */
+  async #meet(): Promise<void> {
+    const { losses } = this.#world;
+    if (losses.isSplit) {
+      const bothStop = () => this.#world.servers.every((server) => server.hasSplitBrain && !server.serves);
+      await this.#until(bothStop, 'both members see the split brain, and stop');
+      const victim = this.#world.servers[this.#world.random('operator').below(2)]!;
+      victim.kill();
+      await this.#within(victim.createAnew(), `${victim.name} is created anew`);
+    }
+    const isSettled = () => this.#world.isPaired || this.#world.refused;
+    await this.#until(isSettled, 'the members are in sync after all is healed');
   }
 
   /** Every client gets its answers, also where all want the same; then all is read and flushed. */
@@ -123,12 +136,14 @@ class MirrorSimulation {
   }
 
   async #readAll(server: SimulatedServer): Promise<void> {
-    const { volume } = server;
-    if (volume === undefined) return this.#world.fail(`${server.name} is gone after the faults have ended`);
+    if (server.volume === undefined) {
+      this.#world.fail(`${server.name} is gone after the faults have ended`);
+      return;
+    }
     await Promise.all(
-      runs(this.#world.histories.blocks.keys()).map(({ unit, count }) => this.#clients.read(volume, unit, count)),
+      runs(this.#world.histories.blocks.keys()).map(({ unit, count }) => this.#clients.read(server, unit, count)),
     );
-    await this.#clients.flush(volume);
+    await this.#clients.flush(server);
   }
 
   /** One server is lost for good. Where the policy lets the other go on, it must. */
@@ -139,9 +154,23 @@ class MirrorSimulation {
     this.#world.note(`${lost.name} is lost for good`);
     this.#world.losses.begin(lost);
     if (this.#world.random('end').chance(0.5)) lost.kill();
-    else this.#world.losses.powerCut(lost, wasPaired, lost.cutPower());
-    const mayGoOn = onLostPeer.kind === 'preferred' && onLostPeer.member === survivor.member;
-    if (mayGoOn) await this.#serve([survivor]);
+    else if (lost.cutPower()) this.#world.losses.powerCut(lost, wasPaired);
+    const isSuspended = onLostPeer.kind === 'preferred' && onLostPeer.member !== survivor.member;
+    if (onLostPeer.kind !== 'suspend' && !isSuspended) await this.#serve([survivor]);
+  }
+
+  /** The members are a majority without the tie-breaker; also if one of them has been away. */
+  async #goOnWithoutVoter(lost: SimulatedTieBreaker | undefined): Promise<void> {
+    if (lost === undefined) return;
+    this.#world.note(`${lost.name} is lost for good`);
+    lost.kill();
+    const server = this.#world.servers[this.#world.random('end').below(2)]!;
+    this.#world.losses.begin(server);
+    server.kill();
+    server.startIfDead();
+    await this.#until(() => this.#world.isPaired, 'the members are in sync without the tie-breaker');
+    this.#world.losses.end(server);
+    await this.#serve(this.#world.servers);
   }
 
   async #until(condition: () => boolean, what: string): Promise<void> {
@@ -161,6 +190,6 @@ class MirrorSimulation {
   }
 
   #late(what: string): never {
-    throw new HoldfastError('ERR_HOLDFAST_TIMEOUT', `not in time: ${what}\n${this.#world.describeServers()}`);
+    throw new HoldfastError('ERR_HOLDFAST_TIMEOUT', `not in time: ${what}\n${this.#world.describeMachines()}`);
   }
 }

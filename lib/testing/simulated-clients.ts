@@ -8,7 +8,7 @@ import type { SimulatedRandom } from './simulated-random.ts';
 import type { SimulatedServer } from './simulated-server.ts';
 import { UNIT_BYTES } from './simulation-plan.ts';
 import { tell, type World } from './simulation-world.ts';
-import { type RecordedOperation, stamp } from './stamps.ts';
+import { stamp } from './stamps.ts';
 
 /** More than the largest piece that goes over the wire at once. */
 const HUGE_UNITS = (1024 * 1024 + 64 * 1024) / UNIT_BYTES;
@@ -54,61 +54,60 @@ export class Clients {
       const random = this.#world.random(`contender ${server.name} ${index}`);
       for (let round = 0; round < rounds; round++) {
         const unit = hotUnits[random.below(Math.min(2, hotUnits.length))]!;
-        if (random.chance(0.7)) await this.write(server.volume!, unit, 1, false);
-        else await this.read(server.volume!, unit, 1);
+        if (random.chance(0.7)) await this.write(server, unit, 1, false);
+        else await this.read(server, unit, 1);
       }
     };
     await Promise.all(servers.flatMap((server) => [0, 1, 2].map((index) => lane(server, index))));
   }
 
-  async read(volume: MirroredVolume, unit: number, count: number): Promise<void> {
+  async read(server: SimulatedServer, unit: number, count: number): Promise<void> {
     const bytes = new Uint8Array(count * UNIT_BYTES);
     const operations = Array.from({ length: count }, (_, index) => this.#world.histories.begin('read', unit + index));
-    if (!(await this.#answered(volume.read(unit * UNIT_BYTES, bytes)))) return;
+    if (!(await this.#answered(server, (volume) => volume.read(unit * UNIT_BYTES, bytes)))) return;
     for (const [index, operation] of operations.entries()) {
       this.#world.histories.endRead(operation, bytes.subarray(index * UNIT_BYTES, (index + 1) * UNIT_BYTES));
     }
   }
 
-  async write(volume: MirroredVolume, unit: number, count: number, fua: boolean): Promise<void> {
+  async write(server: SimulatedServer, unit: number, count: number, fua: boolean): Promise<void> {
     const bytes = new Uint8Array(count * UNIT_BYTES);
     const operation = this.#world.histories.begin('write', unit, count);
     stamp(bytes, operation.value);
-    await this.#written(operation, volume.write(unit * UNIT_BYTES, bytes, { fua }), fua);
+    const request = (volume: MirroredVolume) => volume.write(unit * UNIT_BYTES, bytes, { fua });
+    if (await this.#answered(server, request)) this.#world.histories.endWrite(operation, fua);
     // What a caller does with its memory afterwards is no one's business.
     bytes.fill(0xee);
   }
 
-  async flush(volume: MirroredVolume): Promise<void> {
+  async flush(server: SimulatedServer): Promise<void> {
     const covered = this.#world.histories.coveredByFlush();
-    if (await this.#answered(volume.flush())) this.#world.histories.flushed(covered);
+    if (await this.#answered(server, (volume) => volume.flush())) this.#world.histories.flushed(covered);
   }
 
-  async #zero(volume: MirroredVolume, unit: number, count: number, random: SimulatedRandom): Promise<void> {
+  async #zero(server: SimulatedServer, unit: number, count: number, random: SimulatedRandom): Promise<void> {
     const operation = this.#world.histories.beginZeroes(unit, count);
     if (operation === undefined) return;
     const [offset, length] = [unit * UNIT_BYTES, count * UNIT_BYTES];
     const fua = random.chance(0.3);
+    const mayUnmap = random.chance(0.5);
     // The volume's discard leaves zeros.
-    if (random.chance(0.5)) await this.#written(operation, volume.discard(offset, length), false);
-    else await this.#written(operation, volume.writeZeroes(offset, length, { fua, mayUnmap: random.chance(0.5) }), fua);
-  }
-
-  async #written(operation: RecordedOperation, request: Promise<void>, fua: boolean): Promise<void> {
-    if (await this.#answered(request)) this.#world.histories.endWrite(operation, fua);
+    const isDiscard = random.chance(0.5);
+    const request = (volume: MirroredVolume) =>
+      isDiscard ? volume.discard(offset, length) : volume.writeZeroes(offset, length, { fua, mayUnmap });
+    if (await this.#answered(server, request)) this.#world.histories.endWrite(operation, fua && !isDiscard);
   }
 
   async #lane(server: SimulatedServer, random: SimulatedRandom): Promise<void> {
     const { pauseMostMs } = this.#world.plan.client;
     while (this.#mayGoOn) {
       await this.#world.pause(random.chance(0.5) ? random.between(0, 1) : random.between(0, pauseMostMs));
-      const { volume, gone } = server;
-      if (volume === undefined) await this.#world.pause(DOWN_PAUSE_MS);
-      else await Promise.race([this.#operate(volume, random), gone]);
+      if (server.volume === undefined) await this.#world.pause(DOWN_PAUSE_MS);
+      else await Promise.race([this.#operate(server, random), server.gone]);
     }
   }
 
-  async #operate(volume: MirroredVolume, random: SimulatedRandom): Promise<void> {
+  async #operate(server: SimulatedServer, random: SimulatedRandom): Promise<void> {
     const { client, volumeBytes } = this.#world.plan;
     const units = volumeBytes / UNIT_BYTES;
     const isHuge = this.#huge < client.hugeMost && random.chance(HUGE_RATE);
@@ -117,16 +116,19 @@ export class Clients {
     const count = isHuge ? HUGE_UNITS : Math.min(1 + random.below(client.unitsMost), units - unit);
     tell(this.#world.onRequest);
     const draw = random.below(100);
-    if (draw < client.writes) await this.write(volume, unit, count, random.chance(client.fuaRate));
-    else if (draw < client.writes + client.flushes) await this.flush(volume);
-    else if (draw < client.writes + client.flushes + client.zeroes) await this.#zero(volume, unit, count, random);
-    else await this.read(volume, unit, count);
+    if (draw < client.writes) await this.write(server, unit, count, random.chance(client.fuaRate));
+    else if (draw < client.writes + client.flushes) await this.flush(server);
+    else if (draw < client.writes + client.flushes + client.zeroes) await this.#zero(server, unit, count, random);
+    else await this.read(server, unit, count);
   }
 
   /** False if it is not known what became of the request; an error that cannot be is a failure of the run. */
-  async #answered(request: Promise<void>): Promise<boolean> {
+  async #answered(server: SimulatedServer, request: (volume: MirroredVolume) => Promise<void>): Promise<boolean> {
+    const { volume } = server;
+    if (volume === undefined) return false;
     try {
-      await request;
+      // A process that stands still hears of it when it goes on.
+      await new Promise<void>((resolve) => server.node.process.run(() => resolve(request(volume))));
       return true;
     } catch (error) {
       const isKnown = (code: (typeof UNKNOWN | typeof DEVICE_FAILURES)[number]) => isHoldfastError(error, code);

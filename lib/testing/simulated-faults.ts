@@ -7,10 +7,12 @@
  * metadata alone, of one member, and only while both copies are in sync. The volume must survive them or refuse with
  * an error; it never serves stale data. (The injectors work for data as well: test/testing/simulated-disk.test.ts.)
  */
+import { assert } from '../base/errors.ts';
 import type { FaultOperation, InjectedFault } from '../storage/faulty-device.ts';
 import type { Trouble } from './losses.ts';
+import type { SimulatedMachine } from './simulated-machine.ts';
 import type { SimulatedRandom } from './simulated-random.ts';
-import { MEMBER_NAMES, type SimulatedServer } from './simulated-server.ts';
+import { MEMBER_NAMES, SimulatedServer } from './simulated-server.ts';
 import type { FaultKind } from './simulation-plan.ts';
 import type { World } from './simulation-world.ts';
 
@@ -21,7 +23,7 @@ const WAYS = [
 ] as const;
 /** Of two clocks together less than the share of a lease that its holder gives back (session.ts). */
 const CLOCK_DRIFT_MOST = 0.004;
-const SECTOR_BYTES = 4096;
+const STATE_BLOCK_BYTES = 4096;
 
 interface Area {
   readonly offset: number;
@@ -51,8 +53,8 @@ export class Faults {
     for (let index = 0; index < faultCount; index++) {
       await this.#moment();
       this.count += 1;
-      const kind = faults[this.#random.below(faults.length)]!;
-      const server = this.#world.servers[this.#random.below(2)]!;
+      const kind = this.#anyOf(faults);
+      const server = this.#anyOf(this.#world.servers);
       this.#world.note(`fault ${kind} ${server.name}`);
       this.#kinds[kind](server);
     }
@@ -98,6 +100,7 @@ export class Faults {
     clog: (server) => this.#cut([WAYS[server.member]], 0.5),
     reset: () => this.#reset(),
     pause: (server) => this.#pause(server),
+    stun: (server) => this.#stun(server),
     'wall-jump': (server) => server.node.environment.clock.jumpWall(this.#random.between(-1e7, 1e7)),
     'clock-rate': (server) => this.#driftClock(server),
     'disk-error': (server) => this.#diskErrors(server),
@@ -105,19 +108,27 @@ export class Faults {
     'disk-slow': (server) => this.#diskSlow(server),
     'disk-hang': (server) => this.#diskHangs(server),
     'crash-at-data': (server) => this.#crashAt(server, ['write', 'writeZeroes'], this.#dataArea),
-    'crash-at-metadata': (server) => this.#crashAt(server, ['write'], this.#metadataArea),
+    'crash-at-metadata': (server) => this.#crashAt(server, ['write'], server.stateArea),
     'crash-at-flush': (server) => this.#crashAt(server, ['flush'], undefined),
     'metadata-rot': () => this.#rot(this.#world.servers[this.#world.plan.rotten]),
     'metadata-astray': () => this.#astray(this.#world.servers[this.#world.plan.rotten]),
+    'voter-kill': () => this.#stopProcess(this.#voter, false),
+    'voter-power-cut': () => this.#stopProcess(this.#voter, true),
+    'voter-pause': () => this.#pause(this.#voter),
+    'voter-crash-at-write': () => this.#crashAt(this.#voter, ['write'], undefined),
+    'voter-rot': () => this.#rot(this.#voter),
+    'voter-slow': () => this.#slow(this.#voter, this.#voter.stateArea),
+    'voter-partition': () => this.#cutVoter(),
   };
+
+  get #voter(): SimulatedMachine {
+    const { tieBreaker } = this.#world;
+    assert(tieBreaker !== undefined, 'faults of the tie-breaker are drawn only where there is one');
+    return tieBreaker;
+  }
 
   get #dataArea(): Area {
     return { offset: 0, length: this.#world.plan.volumeBytes };
-  }
-
-  get #metadataArea(): Area {
-    const { volumeBytes } = this.#world.plan;
-    return { offset: volumeBytes, length: this.#world.diskBytes - volumeBytes };
   }
 
   #leases(least: number, most: number): number {
@@ -143,17 +154,18 @@ export class Faults {
 
   // --- processes
 
-  #stopProcess(server: SimulatedServer, power: boolean): void {
-    if (!server.isAlive) return;
+  #stopProcess(machine: SimulatedMachine, power: boolean): void {
+    if (!machine.isAlive) return;
     const { losses } = this.#world;
     const wasPaired = this.#world.isPaired;
     const downMs = this.#leases(0.005, this.#random.chance(0.5) ? 0.2 : 2.5);
-    losses.begin(server);
-    if (power) losses.powerCut(server, wasPaired, server.cutPower());
-    else server.kill();
+    losses.begin(machine);
+    const hasLost = power && machine.cutPower();
+    if (!power) machine.kill();
+    if (hasLost && machine instanceof SimulatedServer) losses.powerCut(machine, wasPaired);
     this.#endAfter(downMs, () => {
-      losses.end(server);
-      server.startIfDead();
+      losses.end(machine);
+      machine.startIfDead();
     });
   }
 
@@ -182,6 +194,15 @@ export class Faults {
     else server.kill();
   }
 
+  /** A machine stands still, and finds the link cut when it goes on: it does not know what it has missed. */
+  #stun(server: SimulatedServer): void {
+    this.#pause(server);
+    const delayMs = this.#leases(0, 0.5);
+    this.#world.later(delayMs, () => {
+      if (server.node.process.paused) this.#cut(WAYS, 3);
+    });
+  }
+
   #stopBoth(first: SimulatedServer, power: boolean): void {
     this.#stopProcess(first, power);
     this.#stopProcess(first.other, power);
@@ -192,12 +213,12 @@ export class Faults {
     server.node.environment.clock.setRate(server.clockRate);
   }
 
-  #pause(server: SimulatedServer): void {
-    const { node } = server;
+  #pause(machine: SimulatedMachine): void {
+    const { node } = machine;
     const { process } = node;
     if (!process.alive || process.paused) return;
     node.pause();
-    this.#trouble(server, this.#leases(0.05, 2.5), () => {
+    this.#trouble(machine, this.#leases(0.05, 2.5), () => {
       if (process.alive && node.process === process) node.resume();
     });
   }
@@ -205,11 +226,29 @@ export class Faults {
   // --- the link
 
   #cut(ways: readonly (readonly [string, string])[], mostLeases: number): void {
+    this.#world.losses.begin('link');
+    this.#block(ways, mostLeases, () => this.#world.losses.end('link'));
+  }
+
+  #block(ways: readonly (readonly [string, string])[], mostLeases: number, end = () => {}): void {
     const { network } = this.#world.cluster;
     for (const [from, to] of ways) network.block(from, to);
-    this.#trouble('link', this.#leases(0.02, mostLeases), () => {
+    this.#endAfter(this.#leases(0.02, mostLeases), () => {
       for (const [from, to] of ways) network.unblock(from, to);
+      end();
     });
+  }
+
+  /** The tie-breaker sees one member, or none; or is seen and sees nothing. */
+  #cutVoter(): void {
+    const { name } = this.#voter;
+    const members = this.#random.chance(0.6) ? [this.#anyOf(MEMBER_NAMES)] : MEMBER_NAMES;
+    const draw = this.#random.below(4);
+    const ways = members.flatMap((member) => [
+      ...(draw === 0 ? [] : [[member, name] as const]),
+      ...(draw === 1 ? [] : [[name, member] as const]),
+    ]);
+    this.#block(ways, 3);
   }
 
   #reset(): void {
@@ -219,8 +258,8 @@ export class Faults {
 
   // --- devices
 
-  #area(): Area {
-    return this.#random.chance(0.7) ? this.#dataArea : this.#metadataArea;
+  #area(server: SimulatedServer): Area {
+    return this.#random.chance(0.7) ? this.#dataArea : server.stateArea;
   }
 
   #sicken(server: SimulatedServer, durationMs: number, cure: () => void): void {
@@ -230,7 +269,7 @@ export class Faults {
       this.#sick = undefined;
       server.isSick = false;
       cure();
-      server.startIfDead();
+      this.#world.later(this.#world.plan.leaseMs / 2, () => server.restartIfFailed());
     });
   }
 
@@ -241,7 +280,7 @@ export class Faults {
     const fault = server.disk.faults.inject({
       action: { kind: 'error', when: this.#random.chance(0.7) ? 'before' : 'after' },
       ...(on.length > 0 ? { on } : {}),
-      ...(on.includes('flush') ? {} : { within: this.#area() }),
+      ...(on.includes('flush') ? {} : { within: this.#area(server) }),
       skip: this.#random.below(4),
       ...(this.#random.chance(0.5) ? { times: 1 + this.#random.below(3) } : {}),
     });
@@ -263,9 +302,13 @@ export class Faults {
   }
 
   #diskSlow(server: SimulatedServer): void {
+    this.#slow(server, this.#area(server));
+  }
+
+  #slow(machine: SimulatedMachine, within: Area): void {
     const delayMs = this.#leases(0.01, 0.7);
     const probability = this.#random.chance(0.5) ? 0.1 : 1;
-    const fault = server.disk.faults.inject({ action: { kind: 'delay', delayMs }, within: this.#area(), probability });
+    const fault = machine.disk.faults.inject({ action: { kind: 'delay', delayMs }, within, probability });
     this.#endAfter(this.#leases(0.1, 2), () => fault.remove());
   }
 
@@ -276,16 +319,16 @@ export class Faults {
   }
 
   /** The server dies exactly when one of its next such requests begins, or is done and not answered. */
-  #crashAt(server: SimulatedServer, on: readonly FaultOperation[], within: Area | undefined): void {
+  #crashAt(machine: SimulatedMachine, on: readonly FaultOperation[], within: Area | undefined): void {
     const power = this.#random.chance(0.6);
     const trigger = () => {
       // An operator's command has the disk open.
-      if (!server.isAlive) return 'answer' as const;
+      if (!machine.isAlive) return 'answer' as const;
       fault.remove();
-      this.#stopProcess(server, power);
+      this.#stopProcess(machine, power);
       return 'gone' as const;
     };
-    const fault: InjectedFault = server.disk.faults.inject({
+    const fault: InjectedFault = machine.disk.faults.inject({
       action: { kind: 'trigger', when: this.#random.chance(0.5) ? 'started' : 'done', trigger },
       on,
       ...(within === undefined ? {} : { within }),
@@ -296,31 +339,30 @@ export class Faults {
 
   // --- metadata
 
-  #mayRot(server: SimulatedServer): boolean {
-    return this.#world.isPaired && !server.isRotten && this.#sick === undefined;
+  /** One machine's at a time: else no majority might be left that remembers. */
+  #mayRot(): boolean {
+    const { isPaired, machines } = this.#world;
+    return isPaired && this.#sick === undefined && machines.every((each) => !each.isRotten && each.isAlive);
   }
 
   /** Bits turn over in one place; what was damaged is often read soon, by the next process. */
-  #rot(server: SimulatedServer): void {
-    if (!this.#mayRot(server)) return;
-    const { offset, length } = this.#metadataArea;
-    const start = offset + this.#random.below(length / SECTOR_BYTES) * SECTOR_BYTES;
+  #rot(machine: SimulatedMachine): void {
+    if (!this.#mayRot()) return;
+    const start = this.#anyOf(machine.stateBlocks);
     const bits = this.#random.chance(0.6) ? 1 : 1 + this.#random.below(20);
-    server.isRotten = true;
+    machine.isRotten = true;
     for (let bit = 0; bit < bits; bit++) {
-      const at = this.#random.below(this.#random.chance(0.5) ? 64 : SECTOR_BYTES);
-      server.disk.rot(start + at, this.#random.below(8));
+      const at = this.#random.below(this.#random.chance(0.5) ? 64 : STATE_BLOCK_BYTES);
+      machine.disk.rot(start + at, this.#random.below(8));
     }
-    if (this.#random.chance(0.6)) this.#stopProcess(server, this.#random.chance(0.5));
+    if (this.#random.chance(0.6)) this.#stopProcess(machine, this.#random.chance(0.5));
   }
 
   /** The next write of metadata lands elsewhere in the metadata, if both copies are in sync then. */
   #astray(server: SimulatedServer): void {
-    const area = this.#metadataArea;
-    const to = (offset: number, length: number): number | undefined => {
-      if (!this.#mayRot(server)) return undefined;
-      const places = Math.floor((area.length - length) / SECTOR_BYTES);
-      const found = area.offset + this.#random.below(places + 1) * SECTOR_BYTES;
+    const to = (offset: number): number | undefined => {
+      if (!this.#mayRot()) return undefined;
+      const found = this.#anyOf(server.stateBlocks);
       if (found === offset) return undefined;
       server.isRotten = true;
       fault.remove();
@@ -329,8 +371,12 @@ export class Faults {
     const fault = server.disk.faults.inject({
       action: { kind: 'misdirect', to },
       on: 'write',
-      within: area,
+      within: server.stateArea,
     });
     this.#endAfter(4 * this.#world.plan.leaseMs, () => fault.remove());
+  }
+
+  #anyOf<Item>(items: readonly Item[]): Item {
+    return items[this.#random.below(items.length)]!;
   }
 }

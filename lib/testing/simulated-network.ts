@@ -361,6 +361,7 @@ class SimulatedConnection implements Connection {
   #paused = false;
   #delivering = false;
   #closed = false;
+  #toldClosed = false;
 
   constructor(
     network: SimulatedNetwork,
@@ -397,7 +398,9 @@ class SimulatedConnection implements Connection {
   start(handler: ConnectionHandler): void {
     assert(this.#handler === undefined, 'a connection has one handler');
     this.#handler = handler;
-    this.#network.scheduler.schedule(0, () => this.#deliver());
+    // It can have been reset before its owner had it.
+    if (this.#closed) this.#tellClosed(resetError(this.remote));
+    else this.#network.scheduler.schedule(0, () => this.#deliver());
   }
 
   write(chunks: readonly Uint8Array[], onGone?: () => void): boolean {
@@ -571,16 +574,23 @@ class SimulatedConnection implements Connection {
 
   #finish(error: Error | undefined): void {
     this.#markClosed();
+    this.#toldClosed = true;
     this.#network.note(`${this.#label} closed ${error === undefined ? 'cleanly' : 'by a reset'}`);
     this.#handler?.onClose(error);
   }
 
   #closeSoon(error: Error | undefined): void {
     this.#markClosed();
+    this.#tellClosed(error);
+  }
+
+  #tellClosed(error: Error | undefined): void {
     this.#network.scheduler.schedule(0, () =>
       this.process.run(() => {
+        if (this.#handler === undefined || this.#toldClosed) return;
+        this.#toldClosed = true;
         this.#network.note(`${this.#label} closed by its owner`);
-        this.#handler?.onClose(error);
+        this.#handler.onClose(error);
       }),
     );
   }

@@ -1,9 +1,17 @@
 /**
  * The judgement of one run: every block's history must be linearizable; where the run has lost what was not flushed
- * (losses.ts), nothing that was flushed may be missing, and from then on it must be linearizable again. And the copies
- * are equal, byte for byte.
+ * (losses.ts) it must be so until then, nothing that was flushed may be missing, and once the pair is in sync again it
+ * must be linearizable again. And the copies are equal, byte for byte.
  */
-import { checkFlushed, checkLinearizable, checkLinearizableSince, type Operation, type Violation } from './history.ts';
+import {
+  checkFlushed,
+  checkLinearizable,
+  checkLinearizableSince,
+  checkLinearizableUntil,
+  type Operation,
+  type Violation,
+} from './history.ts';
+import type { Losses } from './losses.ts';
 import { UNIT_BYTES } from './simulation-plan.ts';
 import type { World } from './simulation-world.ts';
 
@@ -20,9 +28,15 @@ export function judgeHistories(world: World): string | undefined {
 
 function judge({ losses }: World, history: readonly Operation[]): Violation | undefined {
   if (!losses.any) return checkLinearizable(history);
-  const found = checkFlushed(history);
+  const found = checkLinearizableUntil(history, losses.until) ?? checkMeanwhile(losses, history);
   if (found !== undefined || losses.since === undefined) return found;
   return checkLinearizableSince(history, losses.since);
+}
+
+/** Of two volumes only this can be said: each gives what somebody has written to it. */
+function checkMeanwhile(losses: Losses, history: readonly Operation[]): Violation | undefined {
+  const unflushed = history.map(({ kind, value, start, end }) => ({ kind, value, start, end }));
+  return checkFlushed(losses.hasSplit ? unflushed : history);
 }
 
 /** What happened to the unit while the operations in question were under way. */

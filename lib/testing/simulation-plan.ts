@@ -21,6 +21,7 @@ export const FAULT_KINDS = [
   'clog',
   'reset',
   'pause',
+  'stun',
   'wall-jump',
   'clock-rate',
   'disk-error',
@@ -32,6 +33,14 @@ export const FAULT_KINDS = [
   'crash-at-flush',
   'metadata-rot',
   'metadata-astray',
+  // Where a majority decides:
+  'voter-kill',
+  'voter-power-cut',
+  'voter-pause',
+  'voter-crash-at-write',
+  'voter-rot',
+  'voter-slow',
+  'voter-partition',
 ] as const;
 export type FaultKind = (typeof FAULT_KINDS)[number];
 
@@ -84,8 +93,8 @@ export interface SimulationPlan {
   readonly faultCount: number;
   /** The member whose metadata may be damaged: never that of both, or nothing would be left to go by. */
   readonly rotten: 0 | 1;
-  /** After the healing, whose loss is made permanent. The other has to go on if the policy lets it. */
-  readonly lostAtEnd: 0 | 1 | undefined;
+  /** After the healing, whose loss is made permanent. The others have to go on if the policy lets them. */
+  readonly lostAtEnd: 0 | 1 | 'tie-breaker' | undefined;
 }
 
 export function drawPlan(random: SimulatedRandom): SimulationPlan {
@@ -109,10 +118,10 @@ export function drawPlan(random: SimulatedRandom): SimulationPlan {
     leaseMs,
     link: drawLink(random),
     client: drawClient(random, volumeBytes / UNIT_BYTES, (faultCount * leaseMs) / 2, isLarge),
-    faults: drawFaults(random),
+    faults: drawFaults(random, onLostPeer.kind === 'majority'),
     faultCount,
     rotten: random.chance(0.5) ? 0 : 1,
-    lostAtEnd: random.chance(0.5) ? undefined : random.chance(0.5) ? 0 : 1,
+    lostAtEnd: pick(random, [undefined, undefined, undefined, 0, 1, 'tie-breaker'] as const),
   };
 }
 
@@ -120,16 +129,21 @@ const POLICIES: readonly OnLostPeer[] = [
   { kind: 'suspend' },
   { kind: 'preferred', member: 0 },
   { kind: 'preferred', member: 1 },
+  { kind: 'continue' },
+  { kind: 'majority' },
+  { kind: 'majority' },
+  { kind: 'majority' },
 ];
 
 function pick<Item>(random: SimulatedRandom, items: readonly Item[]): Item {
   return items[random.below(items.length)]!;
 }
 
-function drawFaults(random: SimulatedRandom): FaultKind[] {
-  const kinds = FAULT_KINDS.filter(() => random.chance(0.3));
+function drawFaults(random: SimulatedRandom, isVoted: boolean): FaultKind[] {
+  const possible = FAULT_KINDS.filter((kind) => isVoted || !kind.startsWith('voter-'));
+  const kinds = possible.filter(() => random.chance(0.3));
   const twice = kinds.filter(() => random.chance(0.3));
-  return kinds.length > 0 ? [...kinds, ...twice] : [pick(random, FAULT_KINDS)];
+  return kinds.length > 0 ? [...kinds, ...twice] : [pick(random, possible)];
 }
 
 function drawLink(random: SimulatedRandom): Partial<LinkOptions> {

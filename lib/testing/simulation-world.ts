@@ -1,12 +1,16 @@
-/** What the parts of one simulation share: the cluster, the servers, the histories, and what has gone wrong first. */
+/** What the parts of one simulation share: the cluster, the machines, the histories, and what has gone wrong first. */
 import { metadataBytes } from '../mirror/metadata.ts';
 import { Losses } from './losses.ts';
 import { SimulatedClock, SimulatedProcess } from './simulated-clock.ts';
 import { SimulatedCluster } from './simulated-cluster.ts';
+import type { SimulatedMachine } from './simulated-machine.ts';
 import type { SimulatedRandom } from './simulated-random.ts';
 import { MEMBER_NAMES, SimulatedServer } from './simulated-server.ts';
+import { SimulatedTieBreaker } from './simulated-tie-breaker.ts';
 import { drawPlan, type SimulationPlan } from './simulation-plan.ts';
 import { Histories } from './stamps.ts';
+
+const TIE_BREAKER_NAME = 'c';
 
 export class World {
   readonly plan: SimulationPlan;
@@ -14,6 +18,8 @@ export class World {
   readonly histories: Histories;
   readonly losses: Losses;
   readonly servers: readonly [SimulatedServer, SimulatedServer];
+  /** Where a majority decides. */
+  readonly tieBreaker: SimulatedTieBreaker | undefined;
   /** Disks go on while a process stands still: they have a clock of the world. */
   readonly clock: SimulatedClock;
   /** Requests to the volume that have begun; whoever waits for one is called. */
@@ -25,11 +31,14 @@ export class World {
   #failure: string | undefined;
 
   constructor(seed: number, keepLines: number) {
-    this.cluster = new SimulatedCluster({ seed, names: MEMBER_NAMES, trace: { keepLines } });
+    const names = [...MEMBER_NAMES, TIE_BREAKER_NAME];
+    this.cluster = new SimulatedCluster({ seed, names, trace: { keepLines } });
     this.plan = drawPlan(this.random('plan'));
     this.histories = new Histories({ filled: this.plan.content === 'filled' });
     this.clock = new SimulatedClock(this.cluster.scheduler, new SimulatedProcess('world'), 0);
     this.servers = [new SimulatedServer(this, 0), new SimulatedServer(this, 1)];
+    const isVoted = this.plan.onLostPeer.kind === 'majority';
+    this.tieBreaker = isVoted ? new SimulatedTieBreaker(this, TIE_BREAKER_NAME) : undefined;
     this.losses = new Losses(this);
   }
 
@@ -37,7 +46,12 @@ export class World {
     return this.cluster.random.fork(label);
   }
 
-  get diskBytes(): number {
+  /** In the order in which they vote. */
+  get machines(): readonly SimulatedMachine[] {
+    return this.tieBreaker === undefined ? this.servers : [...this.servers, this.tieBreaker];
+  }
+
+  get memberDiskBytes(): number {
     const { volumeBytes, grainBytes, logExtentBytes } = this.plan;
     return volumeBytes + metadataBytes(volumeBytes, grainBytes, logExtentBytes);
   }
@@ -69,9 +83,9 @@ export class World {
     return new Promise((resolve) => this.later(durationMs, resolve));
   }
 
-  /** For messages: what each server says of itself. */
-  describeServers(): string {
-    return this.servers.map((server) => server.describe()).join('\n');
+  /** For messages: what each machine says of itself. */
+  describeMachines(): string {
+    return this.machines.map((machine) => machine.describe()).join('\n');
   }
 }
 

@@ -158,6 +158,19 @@ test('a killed process: connections are reset, nothing of it runs again, its por
   await cluster.scheduler.runUntil(cluster.node('a').environment.network.connect(PORT, {}), 100);
 });
 
+test('a connection that is reset before its owner has it tells so', async () => {
+  const { cluster } = await pair();
+  const connecting = cluster.node('a').environment.network.connect(PORT, {});
+  const reset = cluster.scheduler.run(() => {
+    cluster.network.reset('a', 'b');
+    return cluster.scheduler.nowMs > 3;
+  });
+  await reset;
+  const end = open(await connecting);
+  await cluster.scheduler.runFor(1);
+  expect(end.ends).toEqual(['ERR_HOLDFAST_CONNECTION_LOST']);
+});
+
 test('a power cut is silent until the machine is back and knows nothing of the connection', async () => {
   const { cluster, a } = await pair();
   cluster.node('b').cutPower();
