@@ -35,10 +35,16 @@ export class Forwarder {
   #underWay = 0;
   readonly #queue: (() => void)[] = [];
   readonly #spanQueue: (() => void)[] = [];
+  readonly #end = new AbortController();
 
   constructor(volume: string, window: number) {
     this.#volume = volume;
     this.#window = window;
+  }
+
+  /** Ends what the other member has not answered, and all that comes later, with ERR_HOLDFAST_OUTCOME_UNKNOWN. */
+  close(): void {
+    this.#end.abort();
   }
 
   /** Waits while a write that is much older is still unsettled: the holder remembers every number since. */
@@ -64,7 +70,9 @@ export class Forwarder {
   read(session: PeerSession, offset: number, buffer: Uint8Array): Promise<void> {
     const volume = this.#volume;
     return this.#inWindow(async () => {
-      const answer = await session.request(forwardReadMethod, { volume, offset, length: buffer.length });
+      const answer = await session.request(forwardReadMethod, { volume, offset, length: buffer.length }, [], {
+        signal: this.#end.signal,
+      });
       if (answer.data.length !== buffer.length) {
         throw new HoldfastError('ERR_HOLDFAST_IO', `the peer answered a read with ${answer.data.length} bytes`);
       }
@@ -75,7 +83,12 @@ export class Forwarder {
   write(session: PeerSession, write: ForwardedWrite, offset: number, data: Uint8Array, fua: boolean): Promise<void> {
     const range = { volume: this.#volume, offset };
     return this.#inWindow(() =>
-      sent(write, session.request(forwardWriteMethod, { ...range, ...this.#numbers(session, write), fua }, [data])),
+      sent(
+        write,
+        session.request(forwardWriteMethod, { ...range, ...this.#numbers(session, write), fua }, [data], {
+          signal: this.#end.signal,
+        }),
+      ),
     );
   }
 
@@ -88,13 +101,18 @@ export class Forwarder {
     const volume = this.#volume;
     return this.#inWindow(() => {
       const numbers = this.#numbers(session, write);
-      return sent(write, session.request(forwardZeroMethod, { volume, ...range, ...numbers, ...flags }));
+      return sent(
+        write,
+        session.request(forwardZeroMethod, { volume, ...range, ...numbers, ...flags }, [], {
+          signal: this.#end.signal,
+        }),
+      );
     });
   }
 
   flush(session: PeerSession): Promise<void> {
     return this.#inWindow(async () => {
-      await session.request(forwardFlushMethod, { volume: this.#volume });
+      await session.request(forwardFlushMethod, { volume: this.#volume }, [], { signal: this.#end.signal });
     });
   }
 
@@ -110,12 +128,22 @@ export class Forwarder {
     else this.#underWay += 1;
     try {
       await send();
+    } catch (error) {
+      throw isHoldfastError(error, 'ERR_HOLDFAST_ABORTED') ? closed(error) : error;
     } finally {
       const next = this.#queue.shift();
       if (next === undefined) this.#underWay -= 1;
       else next();
     }
   }
+}
+
+function closed(cause: unknown): HoldfastError {
+  return new HoldfastError(
+    'ERR_HOLDFAST_OUTCOME_UNKNOWN',
+    'the volume was closed before the other member answered: a write may or may not have happened',
+    { cause },
+  );
 }
 
 /** The holder's process refuses only what it has not executed: anyone may execute it now. */

@@ -59,6 +59,8 @@ export interface MirroredVolumeOptions {
   readonly onEvent?: (event: ControllerEvent) => void;
 }
 
+/** How long a volume that closes waits for what it has forwarded. */
+const FORWARDED_END_MS = 2000;
 /** How long a request waits before it tries again at a gate that has not changed. */
 const RETRY_MS = 10;
 
@@ -243,8 +245,15 @@ export class MirroredVolume extends BaseDevice {
 
   /** Ends what is under way, leaves the volume to the peer if that is in sync, and closes the device. */
   override close(): Promise<void> {
-    this.#stopping ??= this.controller.stop().finally(() => super.close());
+    this.#stopping ??= this.controller.stop().finally(() => this.#end());
     return this.#stopping;
+  }
+
+  /** What was forwarded has some time to end; the other member may be waiting for this one. */
+  async #end(): Promise<void> {
+    const { clock } = this.#options.environment;
+    const timer = clock.setTimer(FORWARDED_END_MS, () => this.#forwarder.close());
+    await super.close().finally(() => timer.cancel());
   }
 
   protected async performClose(): Promise<void> {
