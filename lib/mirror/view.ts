@@ -225,7 +225,8 @@ function meetCreated(first: MeetingState, second: MeetingState): MeetingVerdict 
 
 /**
  * Two processes that have been a pair in this view and still live have lost nothing: what differs is only what was
- * under way when the session broke, and each sends its own once more.
+ * under way when the session broke, and each sends its own once more. A copy that was stopped cleanly has lost nothing
+ * either; one that was not may have had a power cut, whoever had access.
  */
 function meetSame(first: MeetingState, second: MeetingState): MeetingVerdict {
   const newest = first.record.known.number >= second.record.known.number ? first.record.known : second.record.known;
@@ -236,6 +237,9 @@ function meetSame(first: MeetingState, second: MeetingState): MeetingVerdict {
     if (first.unmarked && second.unmarked) return { kind: 'equal', rule: 'same-and-unmarked' };
     if (first.unbroken !== second.unbroken) {
       return { kind: 'resync', rule: 'same-from-unbroken', source: first.unbroken ? 0 : 1, scope: 'bitmap' };
+    }
+    if (first.record.clean !== second.record.clean) {
+      return { kind: 'resync', rule: 'same-from-clean', source: first.record.clean ? 0 : 1, scope: 'bitmap' };
     }
     return { kind: 'resync', rule: 'same-from-holder', source: newest.holder, scope: 'bitmap' };
   }

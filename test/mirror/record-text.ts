@@ -36,7 +36,7 @@ function parseRecord(
     history: (after('past') ?? '').split(',').filter(Boolean).map(viewId),
     baseId: viewId(after('base') ?? `v${number}`),
     dataState,
-    clean: false,
+    clean: has('clean'),
     sinceMs: 0,
   };
 }

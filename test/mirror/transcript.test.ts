@@ -61,6 +61,19 @@ test('the peer is lost under suspend: the write waits until it is back', async (
   await expect(pair.transcript).toMatchFileSnapshot(file('suspended'));
 });
 
+test('after a power cut of one, the other one, stopped in order and started again, has what was acknowledged', async () => {
+  const pair = await started(new Pair({ kind: 'suspend' }, { blank: true }));
+  for (const [index, byte] of [19, 20, 21].entries()) await pair.write('a', index * 65_536, byte);
+  expect(pair.powerCut('a')).toBe(true);
+  await pair.stop('b');
+  await pair.start('b');
+  await pair.start('a');
+  await pair.pass(1_000);
+  for (const name of ['a', 'b'] as const)
+    expect([0, 65_536, 131_072].map((offset) => pair.peek(name, offset))).toEqual([19, 20, 21]);
+  await expect(pair.transcript).toMatchFileSnapshot(file('power-cut-and-clean-stop'));
+});
+
 test('the member with access leaves in order, and comes back', async () => {
   const pair = await started(new Pair({ kind: 'suspend' }, { blank: true }));
   await pair.write('a', 0, 7);

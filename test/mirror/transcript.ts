@@ -165,6 +165,13 @@ export class Pair {
     this.#disks.get(name)!.kill();
   }
 
+  /** True if the disk has lost something. */
+  powerCut(name: Name): boolean {
+    this.say(`-- the power of ${name} is cut`);
+    this.cluster.node(name).kill();
+    return this.#disks.get(name)!.crash();
+  }
+
   cut(): void {
     this.say('-- the link is cut');
     this.#bothWays((from, to) => this.cluster.network.block(from, to));
