@@ -601,6 +601,8 @@ export class Controller {
     // With every grain marked the bitmap counts from any view, also from the target's.
     const baseId = scope === 'all' ? theirs.dataId : this.#record.baseId;
     const view = await this.#aloneView(theirs, baseId);
+    // The target waits to adopt it: only a new meeting ends that.
+    if (view === undefined) session.close('the view without the target could not be decided');
     if (view === undefined || !this.#isLive(session)) return;
     const answer = await session.request(adoptMethod, { volume: this.#options.volumeId, view, scope });
     if (view.id !== this.#record.known.id) await this.#enter(view, baseId);

@@ -1,5 +1,6 @@
 /** The mirror's protocol as transcripts that a person can review: test/mirror/transcripts/. */
 import { expect, test } from 'vitest';
+import { HoldfastError } from '../../lib/base/errors.ts';
 import { Pair } from './transcript.ts';
 
 const preferred = (member: 0 | 1) => ({ kind: 'preferred', member }) as const;
@@ -200,4 +201,21 @@ test('majority: alone among three nobody goes on, and all goes on when one voter
   await pair.startTieBreaker();
   await pair.until(write);
   await expect(pair.transcript).toMatchFileSnapshot(file('majority-too-few'));
+});
+
+test('majority: a source that found no majority for its view left the target waiting for ever', async () => {
+  const pair = await startedWithTieBreaker();
+  await pair.write('a', 0, 22);
+  pair.kill('b');
+  let failures = 0;
+  pair.beforeSwap = (name, { inSync }) => {
+    if (name !== 'a' || inSync !== 1 || failures > 1) return;
+    failures += 1;
+    throw new HoldfastError('ERR_HOLDFAST_NO_MAJORITY', 'as told');
+  };
+  await pair.start('b');
+  await pair.pass(10_000);
+  expect(failures).toBe(2);
+  for (const name of ['a', 'b'] as const) expect(pair.volume(name).status.role).toBe('paired');
+  await expect(pair.transcript).toMatchFileSnapshot(file('majority-missed'));
 });

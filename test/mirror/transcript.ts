@@ -39,6 +39,8 @@ export class Pair {
   readonly #disks = new Map<Voter, SimulatedDisk>();
   readonly #volumes = new Map<Name, MirroredVolume>();
   readonly #nodes = new Map<Voter, PeerNode>();
+  /** Called before the voters are asked for another view; may throw in their place. */
+  beforeSwap: (name: Name, next: View) => void = () => {};
   readonly #onLostPeer: OnLostPeer;
   readonly #blank: boolean;
 
@@ -116,6 +118,7 @@ export class Pair {
         const wanted =
           expected === next ? `is it still ${decided(next)}?` : `${decided(next)} after ${decided(expected)}?`;
         try {
+          if (next !== expected) this.beforeSwap(name, decodeView(next));
           const result = await arbiter.compareAndSwap(expected, next, signal);
           this.say(`${name}    voters: ${wanted} ${result.swapped ? 'yes' : `no: ${decided(result.current)}`}`);
           return result;
