@@ -268,8 +268,10 @@ export class Controller {
 
   /** Resolves to true when the peer has taken over: what it has confirmed is then durable without this device. */
   deviceFailed(error: HoldfastError): Promise<boolean> {
-    if (this.#failed !== undefined || this.#stopped) return this.#takenOver;
+    if (this.#failed !== undefined) return this.#takenOver;
     this.#failed = error;
+    // It stops, or has stopped: it looks at `#failed` before it says that nothing is missing.
+    if (this.#stopped) return this.#takenOver;
     this.#saidLeft = new Promise((resolve) => {
       this.#sayLeft = resolve;
     });
@@ -891,6 +893,8 @@ export class Controller {
     engine.seal();
     this.#refuseWrites();
     await this.#flushApplied();
+    // A flush that failed may have lost what it was to make durable; the next one would not say so again.
+    if (this.#failed !== undefined) return;
     await store.writeClean({ ...this.#record, clean: true }, engine.marks.toBytes());
   }
 
@@ -904,6 +908,8 @@ export class Controller {
     if (this.#attached === undefined || this.#peerLeaving !== undefined) engine.giveUpHeld();
     await engine.flush().catch(() => {});
     await engine.requestsDone();
+    // What has ended since, too: once the record says clean, the log does not name it any more.
+    if (this.#failed === undefined) await engine.own.flush().catch(() => {});
   }
 
   // --- pieces

@@ -219,3 +219,26 @@ test('majority: a source that found no majority for its view left the target wai
   for (const name of ['a', 'b'] as const) expect(pair.volume(name).status.role).toBe('paired');
   await expect(pair.transcript).toMatchFileSnapshot(file('majority-missed'));
 });
+
+test('a flush that failed once while the member stopped was forgotten: it said that it had stopped cleanly', async () => {
+  const pair = await started(new Pair(preferred(0), { blank: true }));
+  pair.kill('b');
+  await pair.write('a', 0, 23);
+  pair.faults('a').inject({ action: { kind: 'error' }, on: 'flush', times: 1 });
+  await pair.stop('a');
+  expect(pair.lines.filter((line) => line.includes('clean'))).toEqual([]);
+});
+
+test('a write that ended after the flush of a member that leaves was not durable when its record said clean', async () => {
+  const pair = await started(new Pair({ kind: 'suspend' }, { blank: true }));
+  const slow = pair
+    .faults('a')
+    .inject({ action: { kind: 'hang' }, on: 'write', within: { offset: 65_536, length: 1 } });
+  const write = pair.beginWrite('a', 65_536, 24);
+  await pair.pass(100);
+  const stop = pair.volume('a').close();
+  await pair.pass(1_000);
+  slow.remove();
+  await pair.until(Promise.all([write, stop]));
+  expect(pair.unflushedAtClean).toEqual([0]);
+});

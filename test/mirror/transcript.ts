@@ -17,6 +17,7 @@ import { createPeerNode } from '../../lib/peer/node.ts';
 import type { Method, PeerNode, RequestHandler } from '../../lib/peer/peer.ts';
 import { RegisterArbiter } from '../../lib/peer/register-driver.ts';
 import { RegisterService } from '../../lib/peer/register-service.ts';
+import type { FaultPlan } from '../../lib/storage/faulty-device.ts';
 import { SimulatedClock, SimulatedProcess } from '../../lib/testing/simulated-clock.ts';
 import { SimulatedCluster } from '../../lib/testing/simulated-cluster.ts';
 import { SimulatedDisk } from '../../lib/testing/simulated-disk.ts';
@@ -39,6 +40,8 @@ export class Pair {
   readonly #disks = new Map<Voter, SimulatedDisk>();
   readonly #volumes = new Map<Name, MirroredVolume>();
   readonly #nodes = new Map<Voter, PeerNode>();
+  /** What was not flushed when the member was about to say that it stops cleanly. */
+  readonly unflushedAtClean: number[] = [];
   /** Called before the voters are asked for another view; may throw in their place. */
   beforeSwap: (name: Name, next: View) => void = () => {};
   readonly #onLostPeer: OnLostPeer;
@@ -168,6 +171,10 @@ export class Pair {
     this.#disks.get(name)!.kill();
   }
 
+  faults(name: Name): FaultPlan {
+    return this.#disks.get(name)!.faults;
+  }
+
   /** True if the disk has lost something. */
   powerCut(name: Name): boolean {
     this.say(`-- the power of ${name} is cut`);
@@ -249,7 +256,10 @@ export class Pair {
       onVoterFailure: (listener) => store.onVoterFailure(listener),
       repair: () => store.repair(),
       write: (record) => told(record, store.write(record)),
-      writeClean: (record, marks) => told(record, store.writeClean(record, marks)),
+      writeClean: (record, marks) => {
+        this.unflushedAtClean.push(this.#disks.get(name)!.unflushedBytes);
+        return told(record, store.writeClean(record, marks));
+      },
     };
   }
 
