@@ -598,7 +598,7 @@ export class Controller {
     await applier.done();
     if (scope === 'all') {
       engine.marks.markAll();
-      await engine.own.log.nameAll();
+      await engine.own.attempt(() => engine.own.log.nameAll());
     }
     // With every grain marked the bitmap counts from any view, also from the target's.
     const baseId = scope === 'all' ? theirs.dataId : this.#record.baseId;
@@ -827,7 +827,7 @@ export class Controller {
     if (this.#failed !== undefined) await this.#persist({ ...record, clean: false });
     else {
       const clean = { ...record, clean: true };
-      await store.writeClean(clean, engine.marks.toBytes());
+      await engine.own.attempt(() => store.writeClean(clean, engine.marks.toBytes()));
       this.#record = clean;
     }
   }
@@ -895,7 +895,8 @@ export class Controller {
     await this.#flushApplied();
     // A flush that failed may have lost what it was to make durable; the next one would not say so again.
     if (this.#failed !== undefined) return;
-    await store.writeClean({ ...this.#record, clean: true }, engine.marks.toBytes());
+    const clean = { ...this.#record, clean: true };
+    await engine.own.attempt(() => store.writeClean(clean, engine.marks.toBytes()));
   }
 
   /**
@@ -958,7 +959,8 @@ export class Controller {
       let end = grain + 1;
       while (end < marks.grains && marks.has(end)) end += 1;
       const offset = grain * marks.grainBytes;
-      await own.log.name(offset, Math.min(end * marks.grainBytes, marks.sizeBytes) - offset);
+      const length = Math.min(end * marks.grainBytes, marks.sizeBytes) - offset;
+      await own.attempt(() => own.log.name(offset, length));
       grain = end < marks.grains ? marks.next(end) : -1;
     }
   }

@@ -242,3 +242,13 @@ test('a write that ended after the flush of a member that leaves was not durable
   await pair.until(Promise.all([write, stop]));
   expect(pair.unflushedAtClean).toEqual([0]);
 });
+
+test('a device that hung while the log was given names was never called failed', async () => {
+  const pair = new Pair({ kind: 'suspend' });
+  await pair.format();
+  await pair.start('a');
+  pair.faults('a').inject({ action: { kind: 'hang' }, on: 'write' });
+  await pair.start('b');
+  await pair.pass(100_000);
+  expect(pair.volume('a').status.ownState).toBe('Failed');
+});
