@@ -79,7 +79,11 @@ class ActiveFault implements InjectedFault {
 }
 
 const NONE: readonly ActiveFault[] = [];
-const NEVER = new Promise<never>(() => {});
+
+/** A new one each time: one for all would keep whoever waits for it, for ever. */
+function never(): Promise<never> {
+  return new Promise(() => {});
+}
 
 export class FaultPlan {
   readonly #faults: ActiveFault[] = [];
@@ -212,9 +216,9 @@ export class FaultyDevice extends BaseDevice {
     const before = errors.find((error) => error.when !== 'after');
     if (before !== undefined) throw this.#failure(before.errno ?? 'EIO', operation, offset, length);
     const performed = perform();
-    if (pull(faults, 'started') === 'gone') return NEVER;
+    if (pull(faults, 'started') === 'gone') return never();
     await performed;
-    if (pull(faults, 'done') === 'gone') return NEVER;
+    if (pull(faults, 'done') === 'gone') return never();
     const after = errors[0];
     if (after !== undefined) throw this.#failure(after.errno ?? 'EIO', operation, offset, length);
   }
