@@ -27,6 +27,7 @@ const LEASE_MS = 1500;
 /** After any single fault, somebody's writes go on within this time; after all is mended, everybody's. */
 const GOES_ON_WITHIN_MS = 15_000;
 const STOPS_WITHIN_MS = 15_000;
+const STATUS_LIMIT_MS = 2000;
 const ONLINE_WITHIN_MS = 60_000;
 /** More than can have been under way when the fault struck. */
 const WRITES_OF_PROGRESS = 20;
@@ -145,6 +146,10 @@ test(
       for (const node of NODES) expect(acknowledged[node]).toBeGreaterThan(100);
     } catch (error) {
       log.say(`failed: ${(error as Error).message}`);
+      for (const node of NODES) {
+        const status = await within(STATUS_LIMIT_MS, 'an answer', cluster.status(node)).catch(String);
+        log.keep(` ${node} `, `status ${JSON.stringify(status)}`);
+      }
       log.say(`all that happened is in ${await log.save()}`);
       throw error;
     }

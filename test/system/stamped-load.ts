@@ -26,6 +26,8 @@ export interface StampedLoadOptions {
   readonly depth: number;
   /** The longest pause of a client between two operations, default 0. */
   readonly restMs?: number;
+  /** Clients of the two servers use blocks of their own. Default false. */
+  readonly apart?: boolean;
 }
 
 export class StampedLoad {
@@ -117,7 +119,7 @@ export class StampedLoad {
   }
 
   async #operation(node: NodeName, device: BlockDevice): Promise<void> {
-    const { block, count } = this.#somewhere();
+    const { block, count } = this.#somewhere(node);
     const what = systemRandom.below(100);
     if (what < 45) await this.#read(device, block, count);
     else if (what < 98) await this.#write(node, device, block, count, what < 50);
@@ -125,10 +127,12 @@ export class StampedLoad {
   }
 
   /** Mostly one block, else several of a group of neighbours. */
-  #somewhere(): { block: number; count: number } {
-    const block = systemRandom.below(this.#options.blocks);
+  #somewhere(node: NodeName): { block: number; count: number } {
+    const { blocks, apart = false } = this.#options;
+    let block = systemRandom.below(blocks);
+    while (apart && NODES[Math.floor(block / NEIGHBOURS) % 2] !== node) block = systemRandom.below(blocks);
     if (systemRandom.below(4) > 0) return { block, count: 1 };
-    const groupEnd = Math.min(block - (block % NEIGHBOURS) + NEIGHBOURS, this.#options.blocks);
+    const groupEnd = Math.min(block - (block % NEIGHBOURS) + NEIGHBOURS, blocks);
     return { block, count: 1 + systemRandom.below(groupEnd - block) };
   }
 
