@@ -272,14 +272,15 @@ export class Controller {
     this.#failed = error;
     // It stops, or has stopped: it looks at `#failed` before it says that nothing is missing.
     if (this.#stopped) return this.#takenOver;
-    this.#saidLeft = new Promise((resolve) => {
-      this.#sayLeft = resolve;
-    });
     this.#problem = { code: 'ERR_HOLDFAST_DEVICE_FAILED', message: error.message };
     this.#closeGate('the own device has failed');
     this.#options.onChange({ kind: 'device-failed', message: error.message });
     // While it leaves or stops, the step that does so is the last one.
-    if (!this.#leaving) this.#takenOver = this.#steps.run(() => this.#leaveFailed()).catch(() => false);
+    if (this.#leaving) return this.#takenOver;
+    this.#saidLeft = new Promise((resolve) => {
+      this.#sayLeft = resolve;
+    });
+    this.#takenOver = this.#steps.run(() => this.#leaveFailed()).catch(() => false);
     return this.#takenOver;
   }
 
@@ -790,7 +791,13 @@ export class Controller {
     await this.#beOut(leaveView(this.#record, view, this.#record.dataState));
     this.#refuseWrites();
     this.#sayLeft();
-    const flushed = this.#failed === undefined && (await this.#flushApplied());
+    // If it fails the peer goes on all the same, and marks what may be missing here.
+    const flushed =
+      this.#failed === undefined &&
+      (await this.#flushApplied().then(
+        () => true,
+        () => false,
+      ));
     await session.request(leftMethod, { volume: volumeId, view, flushed });
     return true;
   }
@@ -839,11 +846,10 @@ export class Controller {
   }
 
   /** What the peer's engine was told to be written here is durable. */
-  async #flushApplied(): Promise<boolean> {
+  async #flushApplied(): Promise<void> {
     const { applier } = this.#options;
     await applier.done();
     await applier.flush();
-    return true;
   }
 
   async #leaveFailed(): Promise<boolean> {

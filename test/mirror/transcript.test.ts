@@ -252,3 +252,25 @@ test('a device that hung while the log was given names was never called failed',
   await pair.pass(100_000);
   expect(pair.volume('a').status.ownState).toBe('Failed');
 });
+
+test('a member that had left durably did not tell the peer, because its last flush failed', async () => {
+  const pair = await started(new Pair({ kind: 'suspend' }, { blank: true }));
+  await pair.write('a', 0, 25);
+  // Two for the data, one for the bitmap, two for the record: the next one is of what the peer has sent.
+  const fault = pair.faults('a').inject({ action: { kind: 'error' }, on: 'flush', skip: 5, times: 1 });
+  await pair.stop('a');
+  expect(fault.hits).toBe(1);
+  expect(pair.lines).toContain('a    durable: view 3 {B}, access B, up-to-date, clean');
+  await pair.write('b', 65_536, 26);
+  expect(pair.volume('b').status.gate.mode).toBe('local');
+});
+
+test('a device failed while its member stopped: the write of the peer that it failed was not answered', async () => {
+  const pair = await started(new Pair(preferred(0), { blank: true }));
+  const closed = pair.volume('a').close();
+  pair.faults('a').inject({ action: { kind: 'error' }, on: ['write', 'flush'] });
+  void pair.beginWrite('b', 0, 26).catch(() => {});
+  await pair.until(closed.catch(() => {}));
+  await pair.pass(1_000);
+  expect(pair.lines).toContain('b < a write failed');
+});
