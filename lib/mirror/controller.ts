@@ -398,6 +398,14 @@ export class Controller {
    */
   force(acceptInconsistent: boolean): Promise<void> {
     return this.#steps.run(async () => {
+      const { volumeName } = this.#options;
+      if (this.#stopped) throw new HoldfastError('ERR_HOLDFAST_CLOSED', `volume ${volumeName} is closed`);
+      if (this.#failed !== undefined) {
+        throw new HoldfastError(
+          'ERR_HOLDFAST_DEVICE_FAILED',
+          'the own device has failed: this copy cannot be the good one; force the other one, or replace the device and restart this server',
+        );
+      }
       if (this.#attached !== undefined || this.#options.gate.state.mode === 'local') {
         throw new HoldfastError('ERR_HOLDFAST_NOT_NEEDED', 'the volume serves already; there is nothing to force');
       }

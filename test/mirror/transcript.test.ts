@@ -274,3 +274,15 @@ test('a device failed while its member stopped: the write of the peer that it fa
   await pair.pass(1_000);
   expect(pair.lines).toContain('b < a write failed');
 });
+
+test('a member without a device, or closed, cannot be forced', async () => {
+  const pair = await started(new Pair({ kind: 'suspend' }, { blank: true }));
+  pair.kill('b');
+  await pair.pass(8_000);
+  pair.faults('a').inject({ action: { kind: 'error' }, on: 'write', times: 1 });
+  const { controller } = pair.volume('a');
+  await expect(pair.until(controller.force(false))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_IO' });
+  await expect(pair.until(controller.force(false))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_DEVICE_FAILED' });
+  await pair.until(pair.volume('a').close());
+  await expect(pair.until(controller.force(false))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_CLOSED' });
+});
