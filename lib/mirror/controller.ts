@@ -659,9 +659,10 @@ export class Controller {
       const sound = view.inSync === maskOf(otherMember(this.self)) && view.holder === otherMember(this.self);
       const newer = view.number > this.#record.known.number || view.id === this.#record.known.id;
       if (this.#targetOf !== session || !sound || !newer || this.#leaving) throw notNow('adopt');
-      // Whatever this member had under way as access holder is over: its clients are told that they must look.
+      // Whatever this member had under way as access holder is over: its clients are told that they must look. A read
+      // can hang in the device; what it brings is given to nobody, since the gate has changed.
       engine.seal();
-      await engine.requestsDone();
+      await engine.changesDone();
       await applier.done();
       const dataState = scope === 'nothing' ? this.#record.dataState : 'inconsistent';
       await this.#persist({ ...leaveView(this.#record, view, dataState), clean: false });

@@ -84,6 +84,8 @@ export class MirrorEngine {
   #mode: 'open' | 'held' | 'sealed' = 'sealed';
   #waiting: ((settlement: Settlement) => void)[] = [];
   #requests = 0;
+  /** Those of them that read. */
+  #reads = 0;
   #idle: (() => void)[] = [];
 
   constructor(options: MirrorEngineOptions) {
@@ -178,6 +180,11 @@ export class MirrorEngine {
     return [this.marks, this.#unflushed, this.#flushing].some((bitmap) => bitmap.touches(offset, length));
   }
 
+  /** Resolves when nothing that this member's clients have asked for can change the own copy any more. */
+  async changesDone(): Promise<void> {
+    while (this.#requests > this.#reads) await new Promise<void>((resolve) => this.#idle.push(resolve));
+  }
+
   /** Resolves when no request of this member's clients is under way. */
   async requestsDone(): Promise<void> {
     while (this.#requests > 0) await new Promise<void>((resolve) => this.#idle.push(resolve));
@@ -189,6 +196,7 @@ export class MirrorEngine {
     const { length } = buffer;
     const granted = this.access.acquire(offset, length, 'shared', signal);
     if (granted !== undefined) await granted;
+    this.#reads += 1;
     const grant = await this.#lock(offset, length, 'shared');
     try {
       this.#checkOpen();
@@ -196,6 +204,7 @@ export class MirrorEngine {
     } catch (error) {
       await this.#orTakenOver(error);
     } finally {
+      this.#reads -= 1;
       this.#unlock(grant);
       this.access.release(offset, length, 'shared');
     }

@@ -286,3 +286,19 @@ test('a member without a device, or closed, cannot be forced', async () => {
   await pair.until(pair.volume('a').close());
   await expect(pair.until(controller.force(false))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_CLOSED' });
 });
+
+test('a read that hung in the device of a target kept the source waiting for ever', async () => {
+  const pair = await started(new Pair(preferred(0), { blank: true }));
+  const hang = pair.faults('b').inject({ action: { kind: 'hang' }, on: 'read' });
+  const buffer = new Uint8Array(4096);
+  const read = pair.volume('b').read(0, buffer);
+  await pair.pass(100);
+  pair.cut();
+  await pair.write('a', 0, 27);
+  pair.mend();
+  await pair.pass(8_000);
+  expect(pair.volume('a').status.role).toBe('paired');
+  hang.remove();
+  await pair.until(read);
+  expect(buffer[0]).toBe(27);
+});
