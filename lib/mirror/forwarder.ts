@@ -162,9 +162,13 @@ export function checkSameProcess(write: ForwardedWrite, incarnation: string | un
 }
 
 /** The pieces of a long request: cut at multiples of the piece size on the device, so that no block is cut. */
-export function* pieces(offset: number, length: number): Generator<{ at: number; end: number }> {
+export function* pieces(
+  offset: number,
+  length: number,
+  pieceBytes = MAX_PIECE_BYTES,
+): Generator<{ at: number; end: number }> {
   for (let at = offset; at < offset + length; ) {
-    const end = Math.min(offset + length, at - (at % MAX_PIECE_BYTES) + MAX_PIECE_BYTES);
+    const end = Math.min(offset + length, at - (at % pieceBytes) + pieceBytes);
     yield { at, end };
     at = end;
   }

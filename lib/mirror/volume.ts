@@ -81,6 +81,8 @@ type ApplyAction = (device: BlockDevice) => Promise<void>;
 
 const DEVICE_TIMEOUT_MS = 30_000;
 const POLICING_EXTENT_BYTES = 1024 * 1024;
+/** A device that has to write its zeros does so many well before it is taken for failed. */
+const ZEROES_PIECE_BYTES = 16 * 1024 * 1024;
 
 export class MirroredVolume extends BaseDevice {
   readonly kind = 'mirrored';
@@ -236,11 +238,14 @@ export class MirroredVolume extends BaseDevice {
     options: WriteZeroesOptions | undefined,
   ): Promise<void> {
     const flags = { fua: options?.fua ?? false, mayUnmap: options?.mayUnmap ?? true, signal: options?.signal };
-    await this.#attemptWrite(
-      options?.signal,
-      () => this.#engine.writeZeroes(offset, length, flags),
-      (session, write) => this.#forwarder.writeZeroes(session, write, { offset, length }, flags),
-    );
+    for (const { at, end } of pieces(offset, length, ZEROES_PIECE_BYTES)) {
+      const range = { offset: at, length: end - at };
+      await this.#attemptWrite(
+        options?.signal,
+        () => this.#engine.writeZeroes(range.offset, range.length, flags),
+        (session, write) => this.#forwarder.writeZeroes(session, write, range, flags),
+      );
+    }
   }
 
   /** Ends what is under way, leaves the volume to the peer if that is in sync, and closes the device. */

@@ -231,3 +231,38 @@ test('a request that waits for the peer can be cancelled, and ends when the volu
   await pair.cleanUp();
   await ended;
 });
+
+test('a large range of zeros was one request, which could take longer than a device may', async () => {
+  const sizeBytes = 40 * 1024 * 1024;
+  const faults = new FaultPlan();
+  const memory = new MemoryDevice({ sizeBytes: sizeBytes + 1024 * 1024, name: 'memory' });
+  const device = new FaultyDevice(memory, { plan: faults, clock: systemEnvironment.clock });
+  await Metadata.create(device, { ...shape, sizeBytes, member: 0, memberName: 'a' });
+  const node = createPeerNode({
+    environment: systemEnvironment,
+    name: 'a',
+    clusterId: 'test',
+    key: new Uint8Array(32),
+    listen: { kind: 'unix', path: '/nowhere' },
+    peers: [{ name: 'b', addresses: [{ kind: 'unix', path: '/nowhere' }] }],
+  });
+  const volume = await MirroredVolume.open({
+    environment: systemEnvironment,
+    node,
+    name: 'vol',
+    volumeId: shape.volumeId,
+    memberNames: NAMES,
+    onLostPeer: { kind: 'suspend' },
+    device,
+    store: await Metadata.open(device),
+  });
+  await volume.controller.force(false);
+  await volume.write(39 * 1024 * 1024, new Uint8Array(4096).fill(1));
+  const pieces = faults.inject({ action: { kind: 'delay', delayMs: 0 }, on: 'writeZeroes' });
+  await volume.writeZeroes(4096, sizeBytes - 4096);
+  expect(pieces.hits).toBe(3);
+  const last = new Uint8Array(4096).fill(2);
+  await volume.read(39 * 1024 * 1024, last);
+  expect(last.every((byte) => byte === 0)).toBe(true);
+  await volume.close();
+});
