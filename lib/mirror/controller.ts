@@ -10,7 +10,8 @@
  * - A view that leaves the peer out is decided (quorum.ts) and durable here before a write is acknowledged without the
  *   peer. A view with both is decided and durable here, and writes need the peer, before the peer may count itself in
  *   sync.
- * - While the record does not say clean, the activity log names, durably, all that is marked.
+ * - While the record does not say clean, the activity log names, durably, all that is marked; but for what a source has
+ *   been told by its target, which the target's log names until it has joined.
  * - Steps that wait for the peer's steps: member 0's meeting for member 1's, a source's for its target's. A target
  *   waits for nobody but in `leave`, which is answered without a step. So no circle of waiting can close.
  */

@@ -6,7 +6,7 @@
  * - A range is in the log, durably, before a write to it begins (`enter`), here and before the other copy hears of it:
  *   whatever one copy may have and the other not is in the log of one of them.
  * - The log hears of every flush that has succeeded, and of nothing else that makes data durable.
- * - The first failure is told, once; a request that takes longer than `timeoutMs` is one. A late write is then failed;
+ * - Every failure is told; a request that takes longer than `timeoutMs` is one. A late write is then failed;
  *   a late read is left to end by itself, since the device may still fill the caller's buffer.
  */
 import type { Clock } from '../base/clock.ts';
