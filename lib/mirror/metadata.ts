@@ -281,10 +281,14 @@ interface StoredParts {
   readonly log: ActivityLog;
 }
 
-/** Undefined if it is damaged: then every grain may differ. */
+/** Undefined if it is damaged, or cannot be read: then every grain may differ. */
 async function readMarks(device: BlockDevice, stored: StoredMember, offset: number): Promise<Uint8Array | undefined> {
   const marks = new Uint8Array(bitmapBytes(stored.sizeBytes, stored.grainBytes));
-  await device.read(offset, marks);
+  try {
+    await device.read(offset, marks);
+  } catch {
+    return undefined;
+  }
   return crc32c(marks) === stored.bitmapCrc ? marks : undefined;
 }
 

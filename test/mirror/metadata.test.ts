@@ -5,7 +5,7 @@ import { checkFits, type MemberShape, Metadata, metadataBytes } from '../../lib/
 import { decodeMember, encodeMember, RECORD_BYTES, type StoredMember } from '../../lib/mirror/record-format.ts';
 import { enterView, type MemberRecord } from '../../lib/mirror/view.ts';
 import { NEW_VOTER, type VoterState } from '../../lib/peer/arbiter.ts';
-import { FaultyDevice } from '../../lib/storage/faulty-device.ts';
+import { FaultPlan, FaultyDevice } from '../../lib/storage/faulty-device.ts';
 import { MemoryDevice } from '../../lib/storage/memory-device.ts';
 import { SuperblockPair } from '../../lib/storage/superblock-pair.ts';
 import { viewId } from './record-text.ts';
@@ -106,6 +106,10 @@ test('the saved bitmap counts while the record says clean, and only if it is who
   await (await Metadata.open(device)).writeClean(record, marks.toBytes());
   const clean = await Metadata.open(device);
   expect(clean.savedMarks).toEqual(marks.toBytes());
+  const plan = new FaultPlan();
+  const within = { offset: device.geometry.sizeBytes - BITMAP, length: 4096 };
+  plan.inject({ action: { kind: 'error' }, on: 'read', within });
+  expect((await Metadata.open(new FaultyDevice(device, { plan }))).savedMarks).toBeUndefined();
   const end = device.geometry.sizeBytes;
   await device.write(end - BITMAP, Uint8Array.of(0xff));
   expect((await Metadata.open(device)).savedMarks).toBeUndefined();
