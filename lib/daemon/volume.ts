@@ -155,7 +155,6 @@ export async function openVolume(
       device,
       store,
       isBlank: () => isShownBlank(path, { length: volume.sizeBytes }),
-      startupWaitMs: Math.max(5000, config.leaseMs),
       onEvent: (event) => {
         if (event.kind === 'resync-finished') resyncedBytes += event.bytes;
         onEvent(event);

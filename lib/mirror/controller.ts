@@ -420,11 +420,19 @@ export class Controller {
       this.#session?.close('forced');
       engine.seal();
       await applier.done();
+      await this.#leasesOver();
       await this.#enter(await this.#forcedView(), this.#record.baseId);
       this.#problem = undefined;
       this.#splitBrain = false;
       await this.#serveAlone();
     });
+  }
+
+  /** Until then the peer may answer reads from what it holds. */
+  async #leasesOver(): Promise<void> {
+    const { clock } = this.#options.environment;
+    const waitMs = Math.max(this.#startupUntilMs, this.#leasesUntilMs) - clock.nowMs();
+    if (waitMs > 0) await new Promise<void>((resolve) => clock.setTimer(waitMs, resolve));
   }
 
   /** Decided by a majority if there is one; by the operator's word alone if there is not. */

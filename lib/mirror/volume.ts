@@ -45,7 +45,7 @@ export interface MirroredVolumeOptions {
   readonly device: BlockDevice;
   readonly store: MemberStore;
   readonly isBlank?: () => Promise<boolean>;
-  /** Milliseconds, default 5000; at least the session lease. */
+  /** Milliseconds; at least the node's session lease, which is the default if it is more than 5000. */
   readonly startupWaitMs?: number;
   /** The own device has failed if it has not answered for so long. Default 30 000 ms; the peer is given twice that. */
   readonly deviceTimeoutMs?: number;
@@ -129,7 +129,7 @@ export class MirroredVolume extends BaseDevice {
       engine: this.#engine,
       applier: this.#applier,
       gate: this.#gate,
-      startupWaitMs: options.startupWaitMs ?? 5000,
+      startupWaitMs: startupWaitMs(options),
       resyncWindow: options.resyncWindow ?? 16,
       resyncPieceBytes: Math.max(store.grainBytes, options.resyncPieceBytes ?? 256 * 1024),
       isBlank: options.isBlank ?? (async () => false),
@@ -429,6 +429,16 @@ function arbiterOf({ onLostPeer, arbiter }: MirroredVolumeOptions): Arbiter | un
     throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', 'majority needs an arbiter; give one (RegisterArbiter)');
   }
   return arbiter;
+}
+
+/** An earlier process of this member may have granted a lease just before it died. */
+function startupWaitMs({ node, startupWaitMs: wanted }: MirroredVolumeOptions): number {
+  const waitMs = wanted ?? Math.max(5000, node.leaseMs);
+  if (waitMs >= node.leaseMs) return waitMs;
+  throw new HoldfastError(
+    'ERR_HOLDFAST_BAD_ARGUMENT',
+    `startupWaitMs is ${waitMs}, but a peer may rely on a lease for ${node.leaseMs} ms; take at least that`,
+  );
 }
 
 function policingExtentBytes({ store, policingExtentBytes: wanted }: MirroredVolumeOptions): number {

@@ -128,7 +128,7 @@ class Node implements PeerNode, PeerConnectionOwner {
   readonly #options: PeerNodeOptions;
   readonly #environment: Environment;
   readonly #heartbeatMs: number;
-  readonly #leaseMs: number;
+  readonly leaseMs: number;
   readonly #limits: Readonly<Record<ChannelNumber, ChannelLimits>>;
   readonly #self: HandshakeSelf;
   readonly #psk: PresharedKeyOptions | undefined;
@@ -147,7 +147,7 @@ class Node implements PeerNode, PeerConnectionOwner {
     this.#options = options;
     this.#environment = options.environment;
     this.#heartbeatMs = options.heartbeatMs ?? 500;
-    this.#leaseMs = options.leaseMs ?? 3000;
+    this.leaseMs = options.leaseMs ?? 3000;
     this.incarnation = Buffer.from(this.#randomBytes(16)).toString('hex');
     this.#limits = channelLimits(options.limits ?? {});
     for (const { name, addresses } of options.peers) {
@@ -384,7 +384,7 @@ class Node implements PeerNode, PeerConnectionOwner {
       session: {
         peer: name,
         heartbeatMs: this.#heartbeatMs,
-        leaseMs: this.#leaseMs,
+        leaseMs: this.leaseMs,
         limits: this.#limits,
         peerWindowBytes: { 0: remote.controlWindowBytes, 1: remote.bulkWindowBytes },
       },

@@ -116,6 +116,8 @@ export interface LinkStatus {
 export interface PeerNode extends AsyncDisposable {
   readonly name: string;
   readonly incarnation: string;
+  /** For how long a peer may rely on what it has cached from this node after its last renewal. */
+  readonly leaseMs: number;
   /** Registers what answers a method. Before `start`; once per method. */
   handle<Request, Response>(method: Method<Request, Response>, handler: RequestHandler<Request, Response>): void;
   subscribe(events: PeerEvents): void;

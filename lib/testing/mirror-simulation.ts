@@ -117,6 +117,9 @@ class MirrorSimulation {
   /** The members are in sync again; after a split brain, once an operator has given up one of the copies. */
   async #meet(): Promise<void> {
     const { losses } = this.#world;
+    const isSettled = () => this.#world.isPaired || this.#world.refused;
+    // A server that has just been started may be found to have gone on alone before it died.
+    await this.#until(() => losses.isSplit || isSettled(), 'the members are in sync after all is healed');
     if (losses.isSplit) {
       const bothStop = () => this.#world.servers.every((server) => server.hasSplitBrain && !server.serves);
       await this.#until(bothStop, 'both members see the split brain, and stop');
@@ -124,7 +127,6 @@ class MirrorSimulation {
       victim.kill();
       await this.#within(victim.createAnew(), `${victim.name} is created anew`);
     }
-    const isSettled = () => this.#world.isPaired || this.#world.refused;
     await this.#until(isSettled, 'the members are in sync after all is healed');
   }
 
