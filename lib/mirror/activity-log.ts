@@ -208,7 +208,7 @@ export class ActivityLog {
     const first = Math.floor(offset / this.extentBytes);
     const last = Math.floor((offset + length - 1) / this.extentBytes);
     this.#extents.leave(first, last);
-    if (isPlanted('log-retired-before-flush')) void this.clear();
+    if (isPlanted('log-retired-before-flush')) this.clear().catch(() => {});
   }
 
   /** A flush of the data device begins. Give the answer to `flushSucceeded`, if it does; a failed one is never told. */
@@ -294,6 +294,7 @@ export class ActivityLog {
   #retire(chosen: ExtentTest, limit = Number.POSITIVE_INFINITY): number {
     const { isPinned } = this.#start!;
     return this.#extents.retire(limit, chosen, (extent) => {
+      if (isPlanted('log-retired-before-flush')) return false;
       const offset = extent * this.extentBytes;
       return isPinned(offset, Math.min(this.extentBytes, this.sizeBytes - offset));
     });

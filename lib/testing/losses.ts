@@ -55,6 +55,11 @@ export class Losses {
     return this.#hasSplit;
   }
 
+  /** What this server has, the other one has not. */
+  isAlone(server: SimulatedServer): boolean {
+    return this.#alone.has(server);
+  }
+
   /** There are two volumes now. */
   get isSplit(): boolean {
     return this.#alone.size === 2;

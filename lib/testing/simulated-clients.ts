@@ -14,6 +14,8 @@ import { stamp } from './stamps.ts';
 const HUGE_UNITS = (1024 * 1024 + 64 * 1024) / UNIT_BYTES;
 /** How often a client looks whether its server is back. */
 const DOWN_PAUSE_MS = 25;
+/** Requests of one lane that it does not wait for any more. */
+const GIVEN_UP_MOST = 6;
 const HUGE_RATE = 0.05;
 /** What became of the request is not known. */
 const UNKNOWN = ['ERR_HOLDFAST_OUTCOME_UNKNOWN', 'ERR_HOLDFAST_CLOSED'] as const;
@@ -100,11 +102,30 @@ export class Clients {
 
   async #lane(server: SimulatedServer, random: SimulatedRandom): Promise<void> {
     const { pauseMostMs } = this.#world.plan.client;
+    const underWay = new Set<Promise<void>>();
     while (this.#mayGoOn) {
       await this.#world.pause(random.chance(0.5) ? random.between(0, 1) : random.between(0, pauseMostMs));
-      if (server.volume === undefined) await this.#world.pause(DOWN_PAUSE_MS);
-      else await Promise.race([this.#operate(server, random), server.gone]);
+      if (server.volume === undefined || underWay.size > GIVEN_UP_MOST) await this.#world.pause(DOWN_PAUSE_MS);
+      else {
+        const request = Promise.race([this.#operate(server, random), server.gone]);
+        underWay.add(request);
+        void request.then(() => underWay.delete(request));
+        await this.#patiently(request);
+      }
     }
+    await Promise.all(underWay);
+  }
+
+  /** Waits for it, but not for ever: the client then goes on with something else, and hears of it later. */
+  async #patiently(request: Promise<void>): Promise<void> {
+    const { scheduler } = this.#world.cluster;
+    await new Promise<void>((resolve) => {
+      const timer = scheduler.schedule(this.#world.plan.client.patienceMs * 1000, resolve);
+      void request.then(() => {
+        timer.cancel();
+        resolve();
+      });
+    });
   }
 
   async #operate(server: SimulatedServer, random: SimulatedRandom): Promise<void> {

@@ -4,8 +4,9 @@
  * forward.
  *
  * There are no block checksums yet, so that nobody can tell data that has rotted or gone astray: such faults hit the
- * metadata alone, of one member, and only while both copies are in sync. The volume must survive them or refuse with
- * an error; it never serves stale data. (The injectors work for data as well: test/testing/simulated-disk.test.ts.)
+ * metadata alone, of one machine, and only while both copies are in sync (but one of two superblocks at any time). The
+ * volume must survive them or refuse with an error; it never serves stale data. (The injectors work for data as well:
+ * test/testing/simulated-disk.test.ts.)
  */
 import { assert } from '../base/errors.ts';
 import type { FaultOperation, InjectedFault } from '../storage/faulty-device.ts';
@@ -24,6 +25,15 @@ const WAYS = [
 /** Of two clocks together less than the share of a lease that its holder gives back (session.ts). */
 const CLOCK_DRIFT_MOST = 0.004;
 const STATE_BLOCK_BYTES = 4096;
+
+const isPaired = (world: World): boolean => world.isPaired;
+const isSomeoneAlone = ({ servers, losses }: World): boolean => servers.some((server) => losses.isAlone(server));
+const STATES: Readonly<Partial<Record<FaultKind, (world: World) => boolean>>> = {
+  stun: isPaired,
+  'disk-dead': isPaired,
+  'metadata-astray': isPaired,
+  'metadata-rot': isSomeoneAlone,
+};
 
 interface Area {
   readonly offset: number;
@@ -51,9 +61,10 @@ export class Faults {
     const rates = [link.dropRate, link.duplicateRate, link.reorderRate, link.resetRate, link.stallRate];
     if (rates.some((rate = 0) => rate > 0)) this.#world.losses.begin('link');
     for (let index = 0; index < faultCount; index++) {
-      await this.#moment();
-      this.count += 1;
       const kind = this.#anyOf(faults);
+      await this.#moment();
+      await this.#worthwhile(kind);
+      this.count += 1;
       const server = this.#anyOf(this.#world.servers);
       this.#world.note(`fault ${kind} ${server.name}`);
       this.#kinds[kind](server);
@@ -67,6 +78,15 @@ export class Faults {
     const { cluster, plan } = this.#world;
     cluster.network.setAllLinks({ dropRate: 0, duplicateRate: 0, reorderRate: 0, resetRate: 0, stallRate: 0 });
     await cluster.scheduler.runFor(plan.leaseMs);
+  }
+
+  /** Some faults find most in one state of the volume: mostly they wait for it, for a while. */
+  async #worthwhile(kind: FaultKind): Promise<void> {
+    const state = STATES[kind];
+    if (state === undefined || this.#random.chance(0.2)) return;
+    const { scheduler } = this.#world.cluster;
+    const untilMs = scheduler.nowMs + 2 * this.#world.plan.leaseMs;
+    await scheduler.run(() => state(this.#world) || scheduler.nowMs >= untilMs);
   }
 
   async #moment(): Promise<void> {
@@ -95,11 +115,11 @@ export class Faults {
     'power-cut': (server) => this.#stopProcess(server, true),
     'power-cut-both': (server) => this.#stopBoth(server, true),
     'clean-stop': (server) => this.#cleanStop(server),
-    partition: () => this.#cut(WAYS, 3),
-    'one-way-partition': (server) => this.#cut([WAYS[server.member]], 3),
-    clog: (server) => this.#cut([WAYS[server.member]], 0.5),
+    partition: () => this.#cut(WAYS, this.#leases(0.02, 3)),
+    'one-way-partition': (server) => this.#cut([WAYS[server.member]], this.#leases(0.02, 3)),
+    clog: (server) => this.#cut([WAYS[server.member]], this.#leases(0.02, 0.5)),
     reset: () => this.#reset(),
-    pause: (server) => this.#pause(server),
+    pause: (server) => void this.#pause(server),
     stun: (server) => this.#stun(server),
     'wall-jump': (server) => server.node.environment.clock.jumpWall(this.#random.between(-1e7, 1e7)),
     'clock-rate': (server) => this.#driftClock(server),
@@ -110,11 +130,12 @@ export class Faults {
     'crash-at-data': (server) => this.#crashAt(server, ['write', 'writeZeroes'], this.#dataArea),
     'crash-at-metadata': (server) => this.#crashAt(server, ['write'], server.stateArea),
     'crash-at-flush': (server) => this.#crashAt(server, ['flush'], undefined),
-    'metadata-rot': () => this.#rot(this.#world.servers[this.#world.plan.rotten]),
-    'metadata-astray': () => this.#astray(this.#world.servers[this.#world.plan.rotten]),
+    'metadata-rot': (server) =>
+      this.#rot(this.#world.servers.find((each) => this.#world.losses.isAlone(each)) ?? server),
+    'metadata-astray': (server) => this.#astray(server),
     'voter-kill': () => this.#stopProcess(this.#voter, false),
     'voter-power-cut': () => this.#stopProcess(this.#voter, true),
-    'voter-pause': () => this.#pause(this.#voter),
+    'voter-pause': () => void this.#pause(this.#voter),
     'voter-crash-at-write': () => this.#crashAt(this.#voter, ['write'], undefined),
     'voter-rot': () => this.#rot(this.#voter),
     'voter-slow': () => this.#slow(this.#voter, this.#voter.stateArea),
@@ -194,12 +215,21 @@ export class Faults {
     else server.kill();
   }
 
-  /** A machine stands still, and finds the link cut when it goes on: it does not know what it has missed. */
-  #stun(server: SimulatedServer): void {
-    this.#pause(server);
-    const delayMs = this.#leases(0, 0.5);
-    this.#world.later(delayMs, () => {
-      if (server.node.process.paused) this.#cut(WAYS, 3);
+  /**
+   * A machine stands still for longer than a lease, and finds the link cut when it goes on: it has heard of the other as
+   * if just now, and not that the other has gone on without it.
+   */
+  #stun(drawn: SimulatedServer): void {
+    const { onLostPeer } = this.#world.plan;
+    // One that nobody goes on without misses nothing.
+    const server = onLostPeer.kind === 'preferred' ? this.#world.servers[onLostPeer.member]!.other : drawn;
+    const stillMs = this.#leases(1.1, 2.2);
+    if (!this.#pause(server, stillMs)) return;
+    const { network, scheduler } = this.#world.cluster;
+    const { process } = server.node;
+    const endMs = scheduler.nowMs + stillMs + this.#leases(0.05, 1);
+    network.afterNextArrival(server.other.name, server.name, () => {
+      if (process.alive && process.paused) this.#cut(WAYS, endMs - scheduler.nowMs);
     });
   }
 
@@ -213,27 +243,29 @@ export class Faults {
     server.node.environment.clock.setRate(server.clockRate);
   }
 
-  #pause(machine: SimulatedMachine): void {
+  /** False if there is nothing that could. */
+  #pause(machine: SimulatedMachine, durationMs = this.#leases(0.05, 2.5)): boolean {
     const { node } = machine;
     const { process } = node;
-    if (!process.alive || process.paused) return;
+    if (!process.alive || process.paused) return false;
     node.pause();
-    this.#trouble(machine, this.#leases(0.05, 2.5), () => {
+    this.#trouble(machine, durationMs, () => {
       if (process.alive && node.process === process) node.resume();
     });
+    return true;
   }
 
   // --- the link
 
-  #cut(ways: readonly (readonly [string, string])[], mostLeases: number): void {
+  #cut(ways: readonly (readonly [string, string])[], durationMs: number): void {
     this.#world.losses.begin('link');
-    this.#block(ways, mostLeases, () => this.#world.losses.end('link'));
+    this.#block(ways, durationMs, () => this.#world.losses.end('link'));
   }
 
-  #block(ways: readonly (readonly [string, string])[], mostLeases: number, end = () => {}): void {
+  #block(ways: readonly (readonly [string, string])[], durationMs: number, end = () => {}): void {
     const { network } = this.#world.cluster;
     for (const [from, to] of ways) network.block(from, to);
-    this.#endAfter(this.#leases(0.02, mostLeases), () => {
+    this.#endAfter(durationMs, () => {
       for (const [from, to] of ways) network.unblock(from, to);
       end();
     });
@@ -248,7 +280,7 @@ export class Faults {
       ...(draw === 0 ? [] : [[member, name] as const]),
       ...(draw === 1 ? [] : [[name, member] as const]),
     ]);
-    this.#block(ways, 3);
+    this.#block(ways, this.#leases(0.02, 3));
   }
 
   #reset(): void {
@@ -340,28 +372,30 @@ export class Faults {
   // --- metadata
 
   /** One machine's at a time: else no majority might be left that remembers. */
-  #mayRot(): boolean {
-    const { isPaired, machines } = this.#world;
-    return isPaired && this.#sick === undefined && machines.every((each) => !each.isRotten && each.isAlive);
+  #isAnyRotten(): boolean {
+    return this.#sick !== undefined || this.#world.machines.some(({ isRotten }) => isRotten);
   }
 
-  /** Bits turn over in one place; what was damaged is often read soon, by the next process. */
+  /**
+   * Bits turn over in one place; what was damaged is often read soon, by the next process. Of superblocks there are two
+   * at every moment: one of them may rot at any time, also where the other copy is outdated.
+   */
   #rot(machine: SimulatedMachine): void {
-    if (!this.#mayRot()) return;
-    const start = this.#anyOf(machine.stateBlocks);
+    if (this.#isAnyRotten()) return;
+    const start = this.#anyOf(this.#world.isPaired ? machine.stateBlocks : machine.superblocks);
     const bits = this.#random.chance(0.6) ? 1 : 1 + this.#random.below(20);
     machine.isRotten = true;
     for (let bit = 0; bit < bits; bit++) {
-      const at = this.#random.below(this.#random.chance(0.5) ? 64 : STATE_BLOCK_BYTES);
+      const at = this.#random.below(this.#random.chance(0.5) ? 64 : STATE_BLOCK_BYTES / 2);
       machine.disk.rot(start + at, this.#random.below(8));
     }
-    if (this.#random.chance(0.6)) this.#stopProcess(machine, this.#random.chance(0.5));
+    if (this.#random.chance(0.8)) this.#stopProcess(machine, this.#random.chance(0.5));
   }
 
   /** The next write of metadata lands elsewhere in the metadata, if both copies are in sync then. */
   #astray(server: SimulatedServer): void {
     const to = (offset: number): number | undefined => {
-      if (!this.#mayRot()) return undefined;
+      if (!this.#world.isPaired || this.#isAnyRotten()) return undefined;
       const found = this.#anyOf(server.stateBlocks);
       if (found === offset) return undefined;
       server.isRotten = true;

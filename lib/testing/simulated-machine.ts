@@ -52,6 +52,8 @@ export abstract class SimulatedMachine {
   abstract readonly stateArea: { readonly offset: number; readonly length: number };
   /** Where in it there is something: the blocks of 4 KiB, by their offsets on the disk. */
   abstract readonly stateBlocks: readonly number[];
+  /** Those of them that are there twice, and are written together. */
+  abstract readonly superblocks: readonly number[];
 
   /** Writes what it needs to start, as an operator does. */
   abstract create(): Promise<void>;

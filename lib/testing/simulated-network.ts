@@ -77,6 +77,7 @@ class Link {
   /** What waits for the direction to be unblocked, in order. */
   held: (() => void)[] = [];
   freeAtUs = 0;
+  afterNext: (() => void) | undefined;
 
   constructor(to: string, options: LinkOptions) {
     this.to = to;
@@ -168,6 +169,11 @@ export class SimulatedNetwork {
     this.scheduler.schedule(durationMs * 1000, () => this.unblock(from, to));
   }
 
+  /** Calls back once, when the next thing has arrived that goes this way. */
+  afterNextArrival(from: string, to: string, callback: () => void): void {
+    this.link(from, to).afterNext = callback;
+  }
+
   /** Resets every connection between two machines. */
   reset(a: string, b: string): void {
     this.note(`reset ${a} - ${b}`);
@@ -217,7 +223,12 @@ export class SimulatedNetwork {
   deliverAt(link: Link, atUs: number, deliver: () => void): void {
     const arrive = (): void => {
       if (link.blocked) link.held.push(arrive);
-      else if (!this.#machinesDown.has(link.to)) deliver();
+      else if (!this.#machinesDown.has(link.to)) {
+        deliver();
+        const { afterNext } = link;
+        link.afterNext = undefined;
+        afterNext?.();
+      }
     };
     this.scheduler.schedule(atUs - this.scheduler.nowUs, arrive);
   }

@@ -21,6 +21,8 @@ export const MEMBER_NAMES = ['a', 'b'] as const;
 
 export class SimulatedServer extends SimulatedMachine {
   readonly member: 0 | 1;
+  readonly superblocks: readonly number[];
+  /** The superblocks as often as all the rest. */
   readonly stateBlocks: readonly number[];
   readonly stateArea: { readonly offset: number; readonly length: number };
   volume: MirroredVolume | undefined;
@@ -37,7 +39,11 @@ export class SimulatedServer extends SimulatedMachine {
     this.member = member;
     const { volumeBytes } = world.plan;
     this.stateArea = { offset: volumeBytes, length: world.memberDiskBytes - volumeBytes };
-    this.stateBlocks = stateBlocks(volumeBytes, world.memberDiskBytes);
+    // As metadata.ts lays them out: logs and bitmap, then the superblocks at both ends of 64 KiB.
+    this.superblocks = [world.memberDiskBytes - 64 * 1024, world.memberDiskBytes - BLOCK_BYTES];
+    const others: number[] = [];
+    for (let at = volumeBytes; at < this.superblocks[0]!; at += BLOCK_BYTES) others.push(at);
+    this.stateBlocks = [...others, ...others.flatMap(() => this.superblocks)];
   }
 
   get other(): SimulatedServer {
@@ -221,17 +227,10 @@ export class SimulatedServer extends SimulatedMachine {
 
   /** It has refused, as it should. If it was the source of a resync that did not end, no good copy is left. */
   #giveUpCopy(): void {
-    if (this.other.volume !== undefined && !this.other.isGood) this.world.refused = true;
+    const isOtherGood = this.other.volume === undefined || this.other.isGood;
+    if (!isOtherGood || this.world.losses.isAlone(this)) this.world.refused = true;
     this.world.later(OPERATOR_DELAY_MS, () => void this.createAnew());
   }
-}
-
-/** Logs and bitmap, and as often each of the two superblocks; metadata.ts has the layout. */
-function stateBlocks(startBytes: number, endBytes: number): number[] {
-  const superblocks = [endBytes - 64 * 1024, endBytes - BLOCK_BYTES];
-  const others: number[] = [];
-  for (let at = startBytes; at < superblocks[0]!; at += BLOCK_BYTES) others.push(at);
-  return [...others, ...others.flatMap(() => superblocks)];
 }
 
 /** The first member has data; what lies on the other's disk must never be seen. */

@@ -10,7 +10,8 @@ const BLOCK_BYTES = 4096;
 
 export class SimulatedTieBreaker extends SimulatedMachine {
   readonly stateArea = { offset: 0, length: VOTER_FILE_BYTES };
-  readonly stateBlocks = [0, VOTER_FILE_BYTES - BLOCK_BYTES];
+  readonly superblocks = [0, VOTER_FILE_BYTES - BLOCK_BYTES];
+  readonly stateBlocks = this.superblocks;
 
   constructor(world: World, name: string) {
     super(world, name, VOTER_FILE_BYTES);

@@ -59,6 +59,8 @@ export interface ClientPlan {
   readonly depth: number;
   /** Between two requests of one: mostly none, else up to this. */
   readonly pauseMostMs: number;
+  /** How long one waits for an answer before it goes on with something else. */
+  readonly patienceMs: number;
   /** Where requests begin, in units. */
   readonly hotUnits: readonly number[];
   readonly unitsMost: number;
@@ -91,13 +93,47 @@ export interface SimulationPlan {
   /** What can happen; a kind that is there twice happens twice as often. */
   readonly faults: readonly FaultKind[];
   readonly faultCount: number;
-  /** The member whose metadata may be damaged: never that of both, or nothing would be left to go by. */
-  readonly rotten: 0 | 1;
   /** After the healing, whose loss is made permanent. The others have to go on if the policy lets them. */
   readonly lostAtEnd: 0 | 1 | 'tie-breaker' | undefined;
 }
 
+/** What a mix of everything comes to too rarely, some seeds look for on purpose. */
+interface Theme {
+  readonly policies: readonly OnLostPeer[];
+  readonly faults: readonly FaultKind[];
+}
+
+const THEMES: readonly Theme[] = [
+  // A server that does not know that the other has gone on.
+  {
+    policies: [{ kind: 'preferred', member: 0 }, { kind: 'preferred', member: 1 }, { kind: 'majority' }],
+    faults: ['stun'],
+  },
+  // One that goes on alone, and is restarted with a damaged superblock.
+  {
+    policies: [
+      { kind: 'preferred', member: 0 },
+      { kind: 'preferred', member: 1 },
+    ],
+    faults: ['metadata-rot', 'partition', 'partition'],
+  },
+  // One that dies while it makes its new view durable.
+  {
+    policies: [{ kind: 'preferred', member: 0 }, { kind: 'preferred', member: 1 }, { kind: 'majority' }],
+    faults: ['crash-at-metadata', 'partition'],
+  },
+];
+const THEME_RATE = 0.3;
+
 export function drawPlan(random: SimulatedRandom): SimulationPlan {
+  const plan = drawMix(random);
+  if (!random.chance(THEME_RATE)) return plan;
+  const theme = pick(random, THEMES);
+  const client = { ...plan.client, clients: Math.max(2, plan.client.clients), writes: 35 };
+  return { ...plan, onLostPeer: pick(random, theme.policies), faults: theme.faults, client, link: {} };
+}
+
+function drawMix(random: SimulatedRandom): SimulationPlan {
   const isLarge = random.chance(0.015);
   const leaseMs = pick(random, [600, 1000, 3000]);
   const faultCount = 2 + random.below(9);
@@ -117,10 +153,9 @@ export function drawPlan(random: SimulatedRandom): SimulationPlan {
     diskFactor: pick(random, [0.2, 1, 1, 3, 20]),
     leaseMs,
     link: drawLink(random),
-    client: drawClient(random, volumeBytes / UNIT_BYTES, (faultCount * leaseMs) / 2, isLarge),
+    client: drawClient(random, volumeBytes / UNIT_BYTES, (faultCount * leaseMs) / 2, leaseMs, isLarge),
     faults: drawFaults(random, onLostPeer.kind === 'majority'),
     faultCount,
-    rotten: random.chance(0.5) ? 0 : 1,
     lostAtEnd: pick(random, [undefined, undefined, undefined, 0, 1, 'tie-breaker'] as const),
   };
 }
@@ -157,8 +192,14 @@ function drawLink(random: SimulatedRandom): Partial<LinkOptions> {
 }
 
 /** Many requests find no more than a few in the right places do, and take the time of another seed. */
-function drawClient(random: SimulatedRandom, units: number, durationMs: number, isLarge: boolean): ClientPlan {
-  const clients = 1 + random.below(4);
+function drawClient(
+  random: SimulatedRandom,
+  units: number,
+  durationMs: number,
+  leaseMs: number,
+  isLarge: boolean,
+): ClientPlan {
+  const clients = pick(random, [1, 2, 2, 3, 4]);
   const depth = pick(random, [1, 1, 2, 4]);
   const requests = random.between(60, 500);
   const hotCount = 1 + random.below(6);
@@ -172,6 +213,7 @@ function drawClient(random: SimulatedRandom, units: number, durationMs: number, 
     clients,
     depth,
     pauseMostMs: (4 * clients * depth * durationMs) / requests,
+    patienceMs: leaseMs * pick(random, [0.05, 0.3, 10]),
     hotUnits,
     unitsMost: pick(random, [1, 2, 4, 9]),
     writes,
