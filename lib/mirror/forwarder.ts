@@ -5,6 +5,7 @@
  * Each write has a number. It is sent again, with that number, over a later session to the same process of the holder;
  * to another process it is not, since whether it has happened is not known (ERR_HOLDFAST_OUTCOME_UNKNOWN).
  */
+import { setMaxListeners } from 'node:events';
 import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import type { PeerSession } from '../peer/peer.ts';
 import { outcomeUnknown } from './engine.ts';
@@ -40,6 +41,8 @@ export class Forwarder {
   constructor(volume: string, window: number) {
     this.#volume = volume;
     this.#window = window;
+    // One listener for each request under way, and no warning about it: there are at most `window`.
+    setMaxListeners(window, this.#end.signal);
   }
 
   /** Ends what the other member has not answered, and all that comes later, with ERR_HOLDFAST_OUTCOME_UNKNOWN. */
