@@ -42,3 +42,17 @@ test('a volume that closed waited for ever for what it had forwarded to a member
     expect(result).toMatchObject({ status: 'rejected', reason: { code: 'ERR_HOLDFAST_OUTCOME_UNKNOWN' } });
   }
 });
+
+test('a full window of requests that end together is no leak of listeners', async () => {
+  const warnings: string[] = [];
+  const onWarning = ({ name }: Error) => void warnings.push(name);
+  process.on('warning', onWarning);
+  const window = 128;
+  const forwarder = new Forwarder('ab'.repeat(16), window);
+  const requests = Array.from({ length: window + 5 }, () => forwarder.flush(silent));
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  process.off('warning', onWarning);
+  forwarder.close();
+  await Promise.allSettled(requests);
+  expect(warnings).toEqual([]);
+});
