@@ -29,7 +29,9 @@ export class Once {
     this.#results.set(request, result);
     // What was refused has not been executed: it may be asked for again. Any other outcome stays the outcome.
     result.catch((error: unknown) => {
-      if (isHoldfastError(error, 'ERR_HOLDFAST_REFUSED')) this.#results.delete(request);
+      if (!isHoldfastError(error, 'ERR_HOLDFAST_REFUSED')) return;
+      // Another process's request can have this number by now.
+      if (this.#results.get(request) === result) this.#results.delete(request);
     });
     return result;
   }

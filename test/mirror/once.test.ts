@@ -43,3 +43,21 @@ test('it remembers no more than it may, and forgets what is settled', async () =
   );
   await once.run('process 1', 3, 3, async () => {});
 });
+
+test('a request of a process that is gone, when it was refused, made that of the next one be executed twice', async () => {
+  const once = new Once(10);
+  let refuse = () => {};
+  const waiting = new Promise<void>((_, reject) => {
+    refuse = () => reject(new HoldfastError('ERR_HOLDFAST_REFUSED', 'not here'));
+  });
+  const gone = once.run('first process', 1, 1, () => waiting);
+  let executed = 0;
+  const action = async () => {
+    executed += 1;
+  };
+  await once.run('second process', 1, 1, action);
+  refuse();
+  await expect(gone).rejects.toMatchObject({ code: 'ERR_HOLDFAST_REFUSED' });
+  await once.run('second process', 1, 1, action);
+  expect(executed).toBe(1);
+});
