@@ -39,8 +39,6 @@ export class Forwarder {
   readonly #end = new AbortController();
 
   constructor(volume: string, window: number) {
-    // Every request under way listens.
-    setMaxListeners(window, this.#end.signal);
     this.#volume = volume;
     this.#window = window;
     // One listener for each request under way, and no warning about it: there are at most `window`.

@@ -1,4 +1,3 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { HoldfastError } from '../../lib/base/errors.ts';
 import { Forwarder } from '../../lib/mirror/forwarder.ts';
@@ -14,19 +13,6 @@ const silent = {
       else signal?.addEventListener('abort', abort);
     }),
 } as unknown as PeerSession;
-
-test('a member that forwards many requests warned of a leak', async () => {
-  const warnings: Error[] = [];
-  const note = (warning: Error) => void warnings.push(warning);
-  process.on('warning', note);
-  const forwarder = new Forwarder('ab'.repeat(16), 64);
-  const reads = Promise.allSettled(Array.from({ length: 64 }, () => forwarder.read(silent, 0, new Uint8Array(4096))));
-  await nextTurn();
-  forwarder.close();
-  await reads;
-  process.off('warning', note);
-  expect(warnings).toEqual([]);
-});
 
 test('a volume that closed waited for ever for what it had forwarded to a member that served nothing', async () => {
   const forwarder = new Forwarder('ab'.repeat(16), 2);
