@@ -29,7 +29,6 @@ export class SimulatedServer extends SimulatedMachine {
   resyncs = 0;
   /** Its device is in trouble: the operator waits until it is well. */
   isSick = false;
-  #arbiter: RegisterArbiter | undefined;
   #close: (() => Promise<void>) | undefined;
   #isNew = true;
   #isBeingCreated = false;
@@ -54,10 +53,9 @@ export class SimulatedServer extends SimulatedMachine {
     return this.volume?.controller.role === 'paired';
   }
 
-  /** The volume has given up the device, and serves from it no more in this process; or its voter has. */
+  /** The volume has given up the device, and serves from it no more in this process. */
   get hasFailed(): boolean {
-    const isVoterOut = this.#arbiter?.reach[this.member]?.problem !== undefined;
-    return isVoterOut || this.volume?.status.ownState === 'Failed';
+    return this.volume?.status.ownState === 'Failed';
   }
 
   /** Its copy is up to date in the newest view that it knows. */
@@ -158,7 +156,6 @@ export class SimulatedServer extends SimulatedMachine {
     });
     await node.start();
     this.volume = volume;
-    this.#arbiter = arbiter;
     this.#close = async () => {
       await volume.close();
       await arbiter?.close();
@@ -177,7 +174,6 @@ export class SimulatedServer extends SimulatedMachine {
 
   protected override forget(): void {
     this.volume = undefined;
-    this.#arbiter = undefined;
     this.#close = undefined;
   }
 
