@@ -6,7 +6,7 @@
  */
 import { isPlanted } from '../base/planted-bug.ts';
 import type { BlockDevice } from '../storage/block-device.ts';
-import { RangeLock } from '../storage/range-lock.ts';
+import { RangeGrant, RangeLock } from '../storage/range-lock.ts';
 import type { OwnCopy } from './own-copy.ts';
 
 export class Applier {
@@ -22,9 +22,8 @@ export class Applier {
   async write(offset: number, length: number, action: (device: BlockDevice) => Promise<void>): Promise<void> {
     this.#underWay += 1;
     const mode = isPlanted('overlap-unordered-at-receiver') ? 'shared' : 'exclusive';
-    const grant = await new Promise<{ release(): void }>((resolve) => {
-      this.#locks.acquire(offset, length, mode, resolve);
-    });
+    const held = this.#locks.hold(offset, length, mode);
+    const grant = held instanceof RangeGrant ? held : await held;
     try {
       await this.#own.change(offset, length, action);
     } finally {

@@ -21,7 +21,7 @@ import { isPlanted } from '../base/planted-bug.ts';
 import { DirtyBitmap } from '../coherency/bitmap.ts';
 import type { PeerSession } from '../peer/peer.ts';
 import type { BlockDevice } from '../storage/block-device.ts';
-import { type RangeGrant, RangeLock, type RangeMode } from '../storage/range-lock.ts';
+import { RangeGrant, RangeLock, type RangeMode } from '../storage/range-lock.ts';
 import { SharedRun } from '../storage/shared-run.ts';
 import type { Access } from './access.ts';
 import type { OwnCopy } from './own-copy.ts';
@@ -197,7 +197,8 @@ export class MirrorEngine {
     const granted = this.access.acquire(offset, length, 'shared', signal);
     if (granted !== undefined) await granted;
     this.#reads += 1;
-    const grant = await this.#lock(offset, length, 'shared');
+    const held = this.#lock(offset, length, 'shared');
+    const grant = held instanceof RangeGrant ? held : await held;
     try {
       this.#checkOpen();
       await this.own.read(offset, buffer);
@@ -254,7 +255,8 @@ export class MirrorEngine {
       await this.own.read(offset, buffer);
       const replica = this.#replica;
       if (replica?.session !== session) return false;
-      await this.#watched(replica, this.#send(session, offset, buffer, false));
+      const request = replica.watch.begin();
+      await this.#send(session, offset, buffer, false).finally(() => replica.watch.end(request));
       if (this.#replica !== replica) return false;
       this.#unflushed.mark(offset, buffer.length);
       this.#clearMarks(offset, buffer.length);
@@ -277,7 +279,8 @@ export class MirrorEngine {
   ): Promise<void> {
     const granted = this.access.acquire(offset, length, 'exclusive', flags.signal);
     if (granted !== undefined) await granted;
-    const grant = await this.#lock(offset, length, 'exclusive');
+    const held = this.#lock(offset, length, 'exclusive');
+    const grant = held instanceof RangeGrant ? held : await held;
     try {
       this.#checkOpen();
       const named = this.own.enter(offset, length);
@@ -314,11 +317,14 @@ export class MirrorEngine {
       return;
     }
     if (isPlanted('access-before-replicated')) void own.then(() => this.access.release(offset, length, 'exclusive'));
-    const confirmed = await copied.catch(async (error: unknown) => {
+    let confirmed: boolean;
+    try {
+      confirmed = await copied;
+    } catch (error) {
       // What is of unknown outcome has not ended either, here, before the own device has let go of it.
       await own;
       throw error;
-    });
+    }
     const failure = await own;
     if (failure === undefined) return;
     this.marks.mark(offset, length);
@@ -350,11 +356,14 @@ export class MirrorEngine {
    */
   async #untilConfirmed(ask: (replica: Replica) => Promise<unknown>): Promise<boolean> {
     for (let replica = this.#replica; replica !== undefined; ) {
+      const request = replica.watch.begin();
       try {
-        await this.#watched(replica, ask(replica));
+        await ask(replica);
         return true;
       } catch (error) {
         this.#peerFailed(replica, error);
+      } finally {
+        replica.watch.end(request);
       }
       const settlement = await this.#settled();
       if (settlement === 'outcome-unknown') throw outcomeUnknown();
@@ -368,15 +377,6 @@ export class MirrorEngine {
   #peerFailed(replica: Replica, error: unknown): void {
     if (this.#replica === replica) this.#options.onPeerFailure(replica.session, error);
     assert(this.#replica !== replica, 'a peer that failed a request is detached at once');
-  }
-
-  async #watched<Answer>(replica: Replica, answer: Promise<Answer>): Promise<Answer> {
-    const request = replica.watch.begin();
-    try {
-      return await answer;
-    } finally {
-      replica.watch.end(request);
-    }
   }
 
   async #settled(): Promise<Settlement> {
@@ -409,7 +409,8 @@ export class MirrorEngine {
   }
 
   #send(session: PeerSession, offset: number, bytes: Uint8Array, fua: boolean): Promise<unknown> {
-    return session.request(writeMethod, { ...this.#fence(), offset, fua }, [bytes]);
+    const { volumeId: volume, viewNumber } = this.#options;
+    return session.request(writeMethod, { volume, view: viewNumber(), offset, fua }, [bytes]);
   }
 
   async #sendFlush(session: PeerSession): Promise<void> {
@@ -437,9 +438,9 @@ export class MirrorEngine {
     for (let at = offset; at < offset + length; at += grainBytes) this.marks.clearGrain(Math.floor(at / grainBytes));
   }
 
-  #lock(offset: number, length: number, mode: RangeMode): Promise<RangeGrant> {
+  #lock(offset: number, length: number, mode: RangeMode): RangeGrant | Promise<RangeGrant> {
     this.#requests += 1;
-    return new Promise((resolve) => this.#locks.acquire(offset, length, mode, resolve));
+    return this.#locks.hold(offset, length, mode);
   }
 
   #unlock(grant: RangeGrant): void {

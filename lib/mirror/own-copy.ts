@@ -26,6 +26,15 @@ export interface OwnCopyOptions {
   readonly onFailure: (error: HoldfastError) => void;
 }
 
+/** What throws at once fails as what fails later. */
+function started(action: () => Promise<void>): Promise<void> {
+  try {
+    return action();
+  } catch (error) {
+    return Promise.reject(error);
+  }
+}
+
 export class OwnCopy {
   readonly device: BlockDevice;
   readonly log: ActivityLog;
@@ -56,14 +65,10 @@ export class OwnCopy {
   }
 
   /** Enters the range, changes it, leaves it. */
-  async change(offset: number, length: number, action: (device: BlockDevice) => Promise<void>): Promise<void> {
+  change(offset: number, length: number, action: (device: BlockDevice) => Promise<void>): Promise<void> {
     const named = this.enter(offset, length);
-    if (named !== undefined) await named;
-    try {
-      await this.write(action);
-    } finally {
-      this.leave(offset, length);
-    }
+    const run = () => this.#attempt(() => action(this.device), offset, length);
+    return named === undefined ? run() : named.then(run);
   }
 
   async read(offset: number, buffer: Uint8Array): Promise<void> {
@@ -100,21 +105,31 @@ export class OwnCopy {
   }
 
   /** Anything else that changes the device. It fails when it takes too long, as a write does. */
-  async attempt(action: () => Promise<void>): Promise<void> {
+  attempt(action: () => Promise<void>): Promise<void> {
+    return this.#attempt(action, 0, 0);
+  }
+
+  /** Leaves the range when it has ended, if there is one. */
+  #attempt(action: () => Promise<void>, offset: number, length: number): Promise<void> {
     const request = this.#watch.begin();
-    let giveUp: ((error: HoldfastError) => void) | undefined;
-    try {
-      await new Promise<void>((resolve, reject) => {
-        giveUp = reject;
-        this.#changing.add(reject);
-        action().then(resolve, reject);
-      });
-    } catch (error) {
-      throw this.#failed(error);
-    } finally {
-      this.#watch.end(request);
-      if (giveUp !== undefined) this.#changing.delete(giveUp);
-    }
+    return new Promise<void>((resolve, reject) => {
+      this.#changing.add(reject);
+      const ended = () => {
+        this.#watch.end(request);
+        this.#changing.delete(reject);
+        if (length > 0) this.log.leave(offset, length);
+      };
+      started(action).then(
+        () => {
+          ended();
+          resolve();
+        },
+        (error: unknown) => {
+          ended();
+          reject(this.#failed(error));
+        },
+      );
+    });
   }
 
   #late(): void {

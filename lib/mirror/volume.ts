@@ -353,9 +353,9 @@ export class MirroredVolume extends BaseDevice {
   }
 
   /** Applies what the peer's mirror engine sends, straight to the own device. */
-  async applyWrite(origin: Origin, offset: number, length: number, action: ApplyAction): Promise<void> {
+  applyWrite(origin: Origin, offset: number, length: number, action: ApplyAction): Promise<void> {
     this.#checkPeerRange(offset, length);
-    await this.#follow(origin, () => this.#applier.write(offset, length, action));
+    return this.#follow(origin, () => this.#applier.write(offset, length, action));
   }
 
   applyFlush(origin: Origin): Promise<void> {
@@ -374,7 +374,7 @@ export class MirroredVolume extends BaseDevice {
   }
 
   async #follow(origin: Origin, action: () => Promise<void>): Promise<void> {
-    await this.controller.settledFor(origin.session);
+    if (this.controller.attached !== origin.session) await this.controller.settledFor(origin.session);
     this.#checkOrigin(origin);
     try {
       await action();

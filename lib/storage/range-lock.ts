@@ -98,6 +98,16 @@ export class RangeLock {
     return grant;
   }
 
+  /** As `acquire`: the grant itself if nothing is in the way, else a promise of it. */
+  hold(offset: number, length: number, mode: RangeMode): RangeGrant | Promise<RangeGrant> {
+    let resolve: RangeCallback | undefined;
+    const grant = this.acquire(offset, length, mode, (granted) => resolve?.(granted));
+    if (grant.held) return grant;
+    return new Promise((wake) => {
+      resolve = wake;
+    });
+  }
+
   /** Same as `grant.release()`. */
   release(grant: RangeGrant): void {
     assert(grant.slot >= 0, 'a range is released once');

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { type RangeGrant, RangeLock, type RangeMode } from '../../lib/storage/range-lock.ts';
+import { RangeGrant, RangeLock, type RangeMode } from '../../lib/storage/range-lock.ts';
 
 function makeLock() {
   const lock = new RangeLock();
@@ -171,4 +171,21 @@ test('it always holds exactly those whom the rule lets hold', () => {
     }),
     { numRuns: 300 },
   );
+});
+
+test('hold gives the grant at once when nothing is in the way, else a promise of it', async () => {
+  const lock = new RangeLock();
+  const first = lock.hold(0, 10, 'exclusive');
+  expect(first).toBeInstanceOf(RangeGrant);
+  const second = lock.hold(5, 10, 'exclusive');
+  expect(second).toBeInstanceOf(Promise);
+  let held = false;
+  void Promise.resolve(second).then(() => {
+    held = true;
+  });
+  await Promise.resolve();
+  expect(held).toBe(false);
+  (await first).release();
+  expect((await second).held).toBe(true);
+  expect(lock.size).toBe(1);
 });
