@@ -309,12 +309,12 @@ export class Controller {
     const { environment, engine } = this.#options;
     this.#timer?.cancel();
     const nowMs = environment.clock.nowMs();
-    const leasesUntilMs = Math.max(this.#startupUntilMs, this.#leasesUntilMs);
+    const leasesEndMs = this.#leasesEndMs();
     const verdict = standAlone({
       record: this.#record,
       self: this.self,
       onLostPeer: this.#options.onLostPeer,
-      leasesOver: nowMs >= leasesUntilMs,
+      leasesOver: nowMs >= leasesEndMs,
       confirmed: this.#quorum.confirmed,
     });
     if (verdict.kind === 'serve') await this.#serveAlone();
@@ -324,10 +324,15 @@ export class Controller {
       this.#closeGate(verdict.rule);
     } else if (verdict.kind === 'await-leases') {
       this.#closeGate(`waiting for the peer's session lease to end (${verdict.rule})`);
-      this.#standAloneIn(leasesUntilMs - nowMs + 1);
+      this.#standAloneIn(leasesEndMs - nowMs + 1);
     }
     // With a session the peer is alive: only a meeting can settle who goes on.
     else if (this.#session === undefined || this.#absentIn === this.#session) await this.#goAlone();
+  }
+
+  /** When nothing is left that the peer may rely on, of this or of an earlier process. */
+  #leasesEndMs(): number {
+    return Math.max(this.#startupUntilMs, this.#leasesUntilMs);
   }
 
   #standAloneIn(delayMs: number): void {
@@ -431,7 +436,7 @@ export class Controller {
   /** Until then the peer may answer reads from what it holds. */
   async #leasesOver(): Promise<void> {
     const { clock } = this.#options.environment;
-    const waitMs = Math.max(this.#startupUntilMs, this.#leasesUntilMs) - clock.nowMs();
+    const waitMs = this.#leasesEndMs() - clock.nowMs();
     if (waitMs > 0) await new Promise<void>((resolve) => clock.setTimer(waitMs, resolve));
   }
 

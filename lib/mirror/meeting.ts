@@ -60,7 +60,7 @@ function splitPreview(names: readonly [string, string], mine: Meeting, theirs: M
   const [newer, older] = mine.changedAtMs >= theirs.changedAtMs ? [mine, theirs] : [theirs, mine];
   const lost = ({ member, changedBytes, changedAtMs }: Meeting) =>
     `giving up ${names[member]} would lose up to ${changedBytes} bytes that changed there (last ${new Date(changedAtMs).toISOString()})`;
-  return `${names[newer.member]} has the newer changes; ${lost(newer)}, ${lost(older)}`.replace('; ', ', ');
+  return `${names[newer.member]} has the newer changes, ${lost(newer)}, ${lost(older)}`;
 }
 
 export function encodeClaims(extents: readonly number[]): Uint8Array {

@@ -23,7 +23,7 @@ const lamport = z.int().min(0).max(MAX_LAMPORT);
 export type AccessMode = z.infer<typeof mode>;
 
 /** The sender lacks the token for this; it takes the place of its earlier request for the extent. */
-export const accessRequestSchema = z.strictObject({
+const accessRequestSchema = z.strictObject({
   kind: z.literal('request'),
   extent,
   mode,
@@ -33,7 +33,7 @@ export const accessRequestSchema = z.strictObject({
 });
 
 /** exclusive: the token is the receiver's; shared: both may read. */
-export const accessGrantSchema = z.strictObject({ kind: z.literal('grant'), extent, mode, lamport });
+const accessGrantSchema = z.strictObject({ kind: z.literal('grant'), extent, mode, lamport });
 
 export const policingMessageSchema = z.discriminatedUnion('kind', [accessRequestSchema, accessGrantSchema]);
 export type PolicingMessage = z.infer<typeof policingMessageSchema>;

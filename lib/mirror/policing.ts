@@ -31,7 +31,7 @@ import { assert, HoldfastError } from '../base/errors.ts';
 import { isPlanted } from '../base/planted-bug.ts';
 import { type AccessMode, MAX_EXTENTS, MAX_LAMPORT, MAX_PRIORITY, type PolicingMessage } from './policing-wire.ts';
 
-export const MAX_NODES = 8;
+const MAX_NODES = 8;
 /** How many requests a step of priority is worth. */
 export const PRIORITY_TICKS = 64;
 
