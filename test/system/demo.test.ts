@@ -1,6 +1,7 @@
 /** The demo, as a newcomer starts it, and what is left behind however it ends. */
 import { spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { randomBytes } from 'node:crypto';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
@@ -8,6 +9,8 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 
 const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+/** What the demo's clients may write over: 48 windows of 64 KiB, anywhere. */
+const HOT_BYTES = 48 * 64 * 1024;
 let folder: string;
 
 beforeEach(() => {
@@ -91,11 +94,35 @@ test.each([
 });
 
 test('--keep leaves devices and configuration, which serve again', async () => {
-  const input = fileURLToPath(import.meta.url);
+  const input = join(folder, 'input');
+  const bytes = randomBytes(2 * HOT_BYTES);
+  writeFileSync(input, bytes);
   const words = [main, 'demo', '--keep', '--input', input];
   expect(spawnSync(process.execPath, words, { env: environment() }).status).toBe(0);
-  const [kept] = readdirSync(folder);
-  expect(readdirSync(join(folder, kept!)).toSorted()).toEqual(['a.img', 'b.img', 'demo.jsonc', 'demo.key', 'tie.vote']);
-  expect(readFileSync(join(folder, kept!, 'a.img')).indexOf(readFileSync(input))).toBe(0);
+  const kept = join(folder, readdirSync(folder).find((name) => name !== 'input')!);
+  expect(readdirSync(kept).toSorted()).toEqual(['a.img', 'b.img', 'demo.jsonc', 'demo.key', 'tie.vote']);
+  const [a, b] = ['a.img', 'b.img'].map((name) => readFileSync(join(kept, name)).subarray(0, bytes.length));
+  expect(a!.equals(b!)).toBe(true);
+  expect(equalBytes(a!, bytes)).toBeGreaterThanOrEqual(bytes.length - HOT_BYTES);
+  await gone();
+
+  const config = join(kept, 'demo.jsonc');
+  const serve = (node: string) => spawn(process.execPath, [main, 'serve', config, '--node', node], { stdio: 'ignore' });
+  const servers = ['a', 'b', 'tie'].map(serve);
+  try {
+    const check = () =>
+      spawnSync(process.execPath, [main, 'status', '--config', config, '--node', 'a', '--check']).status;
+    await expect.poll(check, { timeout: 20_000, interval: 200 }).toBe(0);
+  } finally {
+    for (const server of servers) server.kill('SIGTERM');
+  }
   await gone();
 });
+
+/** How much of the two is the same, counted in the demo's blocks. */
+function equalBytes(one: Buffer, other: Buffer): number {
+  let equal = 0;
+  for (let at = 0; at < one.length; at += 4096)
+    if (one.subarray(at, at + 4096).equals(other.subarray(at, at + 4096))) equal += 4096;
+  return equal;
+}
