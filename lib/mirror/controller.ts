@@ -103,6 +103,8 @@ export interface ControllerStatus {
 
 /** A device that has failed may still take the record, within this time. */
 const FAILED_WRITE_MS = 2000;
+/** Of the wait at start: a timer that comes later by this share was held up, and with it everything else. */
+const STILL_SHARE = 1 / 8;
 /** How long before a majority is asked for again. */
 const RETRY_MAJORITY_MS = 1000;
 
@@ -336,8 +338,21 @@ export class Controller {
   }
 
   #standAloneIn(delayMs: number): void {
+    const { clock } = this.#options.environment;
+    const dueMs = clock.nowMs() + delayMs;
     this.#timer?.cancel();
-    this.#timer = this.#options.environment.clock.setTimer(delayMs, () => this.#background(() => this.#standAlone()));
+    this.#timer = clock.setTimer(delayMs, () => {
+      this.#waitAgainIfStill(dueMs);
+      this.#background(() => this.#standAlone());
+    });
+  }
+
+  /** A process that stood still has not waited: the peer may have what a power cut has taken from it, and be there. */
+  #waitAgainIfStill(dueMs: number): void {
+    const { environment, startupWaitMs } = this.#options;
+    const nowMs = environment.clock.nowMs();
+    const isAtStart = this.#startupUntilMs + STILL_SHARE * startupWaitMs > dueMs;
+    if (isAtStart && nowMs - dueMs > STILL_SHARE * startupWaitMs) this.#startupUntilMs = nowMs + startupWaitMs;
   }
 
   /** Makes a view of this member alone; or takes up the one that it is alone in, if a majority knows no newer one. */

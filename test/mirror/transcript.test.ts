@@ -53,6 +53,22 @@ test('the member with access is killed: the preferred one waits for the lease to
   await expect(pair.transcript).toMatchFileSnapshot(file('access-moves'));
 });
 
+test('a preferred member that stands still after its power cut looks for the other one before it goes on alone', async () => {
+  const pair = await started(new Pair(preferred(0), { blank: true }));
+  await pair.write('a', 0, 4);
+  expect(pair.powerCut('a')).toBe(true);
+  pair.cut();
+  await pair.start('a');
+  pair.pause('a');
+  await pair.pass(60_000);
+  pair.mend();
+  pair.resume('a');
+  await pair.pass(3_000);
+  await pair.read('a', 0);
+  expect(pair.peek('a', 0)).toBe(4);
+  await expect(pair.transcript).toMatchFileSnapshot(file('stands-still-after-power-cut'));
+});
+
 test('the peer is lost under suspend: the write waits until it is back', async () => {
   const pair = await started(new Pair({ kind: 'suspend' }, { blank: true }));
   pair.kill('b');

@@ -182,6 +182,16 @@ export class Pair {
     return this.#disks.get(name)!.crash();
   }
 
+  pause(name: Name): void {
+    this.say(`-- ${name} stands still`);
+    this.cluster.node(name).pause();
+  }
+
+  resume(name: Name): void {
+    this.say(`-- ${name} goes on`);
+    this.cluster.node(name).resume();
+  }
+
   cut(): void {
     this.say('-- the link is cut');
     this.#bothWays((from, to) => this.cluster.network.block(from, to));
