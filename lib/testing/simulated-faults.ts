@@ -48,6 +48,7 @@ export class Faults {
   readonly #ends = new Set<() => void>();
   /** The server whose device is in trouble: at most one at a time, or no copy would be left. */
   #sick: SimulatedServer | undefined;
+  #isHealing = false;
 
   constructor(world: World) {
     this.#world = world;
@@ -74,6 +75,7 @@ export class Faults {
 
   /** Every fault ends. What a slow device has been asked for meanwhile still takes its time. */
   async heal(): Promise<void> {
+    this.#isHealing = true;
     for (const end of [...this.#ends]) end();
     const { cluster, plan } = this.#world;
     cluster.network.setAllLinks({ dropRate: 0, duplicateRate: 0, reorderRate: 0, resetRate: 0, stallRate: 0 });
@@ -229,7 +231,8 @@ export class Faults {
     const { process } = server.node;
     const endMs = scheduler.nowMs + stillMs + this.#leases(0.05, 1);
     network.afterNextArrival(server.other.name, server.name, () => {
-      if (process.alive && process.paused) this.#cut(WAYS, endMs - scheduler.nowMs);
+      // The end of another fault can bring what has arrived.
+      if (process.alive && process.paused && !this.#isHealing) this.#cut(WAYS, endMs - scheduler.nowMs);
     });
   }
 

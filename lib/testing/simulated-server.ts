@@ -110,21 +110,26 @@ export class SimulatedServer extends SimulatedMachine {
   /** The copy is given up; the other member has all of it. */
   async createAnew(): Promise<void> {
     if (this.isAlive || this.#isBeingCreated) return;
-    this.world.note(`${this.name} is created anew`);
     this.#isNew = false;
     this.#isBeingCreated = true;
+    while (!(await this.#isCreated()))
+      await new Promise<void>((resolve) => this.world.later(OPERATOR_DELAY_MS, resolve));
+    this.#isBeingCreated = false;
+    this.isRotten = false;
+    this.startIfDead();
+  }
+
+  /** False if the device would not: what is there now is nothing that a process could be started with. */
+  async #isCreated(): Promise<boolean> {
+    this.world.note(`${this.name} is created anew`);
     try {
       await this.create();
-      this.isRotten = false;
+      return true;
     } catch (error) {
       if (!isHoldfastError(error, 'ERR_HOLDFAST_IO')) throw error;
       this.disk.kill();
-      this.world.later(OPERATOR_DELAY_MS, () => void this.createAnew());
-      return;
-    } finally {
-      this.#isBeingCreated = false;
+      return false;
     }
-    this.startIfDead();
   }
 
   protected async open(device: BlockDevice): Promise<void> {
