@@ -1,5 +1,5 @@
 /** The public face of Holdfast. */
-export { crc32c, crc32cBlocks, crc32cCombine, crc32cKernel } from './base/checksum.ts';
+export { crc32c, crc32cBlocks, crc32cCombine, crc32cCopy, crc32cKernel } from './base/checksum.ts';
 export { HoldfastError, type HoldfastErrorCode, isHoldfastError } from './base/errors.ts';
 export { systemEnvironment } from './base/system-environment.ts';
 export type { ControllerEvent, ControllerStatus, Role } from './mirror/controller.ts';

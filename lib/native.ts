@@ -14,6 +14,8 @@ import { HoldfastError } from './base/errors.ts';
 /** native/checksum. Checksums are finished ones, as RFC 3720 prints them. */
 export interface NativeChecksum {
   crc32c(bytes: Uint8Array, seed: number): number;
+  /** Copies to the start of `target`, in one pass. */
+  crc32cCopy(source: Uint8Array, target: Uint8Array, seed: number): number;
   /** By a named kernel, whichever is selected: for tests and benchmarks. */
   crc32cBy(kernel: string, bytes: Uint8Array, seed: number): number;
   /** Fills `checksums`, one entry a block; the last block may be short. */

@@ -24,23 +24,59 @@ function prepare(addon: NativeChecksum, forced: string | undefined): NativeCheck
   );
 }
 
+function requireChecksum(value: number): void {
+  if (value >>> 0 === value) return;
+  throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `a checksum is an unsigned 32-bit number, not ${value}`);
+}
+
 /**
  * The checksum of the bytes, continued from `seed`: the checksum of what came before them.
  * The bytes may be over shared memory; then it is for the caller to see that they stand still.
+ *
+ * @throws HoldfastError ERR_HOLDFAST_BAD_ARGUMENT if the seed is no checksum.
  */
 export function crc32c(bytes: Uint8Array, seed = 0): number {
+  requireChecksum(seed);
   return checksum().crc32c(bytes, seed);
 }
 
-/** The checksum of A followed by B, from those of A and of B, and the length of B in bytes. */
+/**
+ * Copies the bytes to the start of `target`, and gives their checksum, continued from `seed`: one pass over memory
+ * instead of two. It is the checksum of the copy, even if another thread writes to the bytes meanwhile. If the two
+ * overlap, the target afterwards holds what the bytes were.
+ *
+ * @throws HoldfastError ERR_HOLDFAST_BAD_ARGUMENT if the target is too short, or the seed is no checksum.
+ */
+export function crc32cCopy(bytes: Uint8Array, target: Uint8Array, seed = 0): number {
+  requireChecksum(seed);
+  if (target.length < bytes.length) {
+    throw new HoldfastError(
+      'ERR_HOLDFAST_BAD_ARGUMENT',
+      `${bytes.length} bytes cannot be copied to ${target.length}; the target must have room for all`,
+    );
+  }
+  return checksum().crc32cCopy(bytes, target, seed);
+}
+
+/**
+ * The checksum of A followed by B, from those of A and of B, and the length of B in bytes.
+ *
+ * @throws HoldfastError ERR_HOLDFAST_BAD_ARGUMENT if a number is no checksum or no length.
+ */
 export function crc32cCombine(crcA: number, crcB: number, lengthB: number): number {
+  requireChecksum(crcA);
+  requireChecksum(crcB);
   if (!Number.isSafeInteger(lengthB) || lengthB < 0) {
     throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `a length is a whole number of bytes, not ${lengthB}`);
   }
   return checksum().crc32cCombine(crcA, crcB, lengthB);
 }
 
-/** The checksum of each block of `blockBytes` bytes. The last block may be short. */
+/**
+ * The checksum of each block of `blockBytes` bytes, in order. The last block may be short.
+ *
+ * @throws HoldfastError ERR_HOLDFAST_BAD_ARGUMENT if a block cannot have that length.
+ */
 export function crc32cBlocks(bytes: Uint8Array, blockBytes: number): Uint32Array {
   if (!Number.isSafeInteger(blockBytes) || blockBytes < 1) {
     throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `a block has at least one byte, not ${blockBytes}`);

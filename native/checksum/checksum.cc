@@ -28,6 +28,22 @@ napi_value Crc32cCall(napi_env env, napi_callback_info info) {
   return napi_create_uint32(env, Crc32c(seed, bytes.data, bytes.length), &result) == napi_ok ? result : nullptr;
 }
 
+// crc32cCopy(source, target, seed): number — to the start of the target; bare, as each mirrored write passes here
+napi_value Crc32cCopyCall(napi_env env, napi_callback_info info) {
+  napi_value arguments[3];
+  size_t count = 3;
+  Bytes source, target;
+  uint32_t seed;
+  if (napi_get_cb_info(env, info, &count, arguments, nullptr, nullptr) != napi_ok || count < 3 ||
+      !support::GetBytes(env, arguments[0], &source) || !support::GetBytes(env, arguments[1], &target) ||
+      target.length < source.length || napi_get_value_uint32(env, arguments[2], &seed) != napi_ok) {
+    return support::ThrowType(env, "crc32cCopy takes a Uint8Array, a Uint8Array with room for it, and a number");
+  }
+  napi_value result;
+  const uint32_t checksum = Crc32cCopy(seed, target.data, source.data, source.length);
+  return napi_create_uint32(env, checksum, &result) == napi_ok ? result : nullptr;
+}
+
 const Kernel* FindKernel(Napi::Value value) {
   std::string name;
   if (!support::GetString(value, kKernelNameCapacity, &name)) return nullptr;
@@ -64,12 +80,7 @@ void Crc32cBlocksCall(const Napi::CallbackInfo& info) {
     support::ThrowType(env, "crc32cBlocks takes a Uint8Array, the bytes of a block, and a Uint32Array with room");
     return;
   }
-  const Kernel& kernel = SelectedKernel();
-  uint32_t* checksum = info[2].As<Napi::Uint32Array>().Data();
-  for (size_t offset = 0; offset < bytes.length; offset += block_bytes) {
-    const size_t left = bytes.length - offset;
-    *checksum++ = ~kernel.extend(~0u, bytes.data + offset, left < block_bytes ? left : block_bytes);
-  }
+  Crc32cBlocks(bytes.data, bytes.length, block_bytes, info[2].As<Napi::Uint32Array>().Data());
 }
 
 // crc32cCombine(crcA, crcB, lengthB): number
@@ -113,6 +124,7 @@ Napi::Value SelectKernelCall(const Napi::CallbackInfo& info) {
 
 void Register(Napi::Object exports) {
   support::AddBareFunction(exports, "crc32c", Crc32cCall);
+  support::AddBareFunction(exports, "crc32cCopy", Crc32cCopyCall);
   support::AddFunction<Crc32cByCall>(exports, "crc32cBy");
   support::AddFunction<Crc32cBlocksCall>(exports, "crc32cBlocks");
   support::AddFunction<Crc32cCombineCall>(exports, "crc32cCombine");

@@ -41,9 +41,9 @@ struct Processor {
 
 const Kernel* AllKernels(size_t* count) {
   static const Processor processor;
-  static const Kernel kernels[] = {{"portable", ExtendPortable, true},
-                                   {"sse42", ExtendSse42, processor.sse42},
-                                   {"avx512", ExtendAvx512, processor.avx512}};
+  static const Kernel kernels[] = {{"portable", ExtendPortable, CopyPortable, true},
+                                   {"sse42", ExtendSse42, CopySse42, processor.sse42},
+                                   {"avx512", ExtendAvx512, CopyAvx512, processor.avx512}};
   *count = sizeof kernels / sizeof kernels[0];
   return kernels;
 }
@@ -51,7 +51,7 @@ const Kernel* AllKernels(size_t* count) {
 #else
 
 const Kernel* AllKernels(size_t* count) {
-  static const Kernel kernels[] = {{"portable", ExtendPortable, true}};
+  static const Kernel kernels[] = {{"portable", ExtendPortable, CopyPortable, true}};
   *count = sizeof kernels / sizeof kernels[0];
   return kernels;
 }
@@ -93,6 +93,23 @@ bool SelectKernel(const char* name) {
 
 uint32_t Crc32c(uint32_t seed, const uint8_t* data, size_t length) {
   return ~SelectedKernel().extend(~seed, data, length);
+}
+
+uint32_t Crc32cCopy(uint32_t seed, uint8_t* to, const uint8_t* from, size_t length) {
+  const uintptr_t target = reinterpret_cast<uintptr_t>(to), source = reinterpret_cast<uintptr_t>(from);
+  if (length <= target - source && length <= source - target) {
+    return ~SelectedKernel().copy(~seed, to, from, length);
+  }
+  memmove(to, from, length);
+  return Crc32c(seed, to, length);
+}
+
+void Crc32cBlocks(const uint8_t* data, size_t length, size_t block_bytes, uint32_t* checksums) {
+  const Kernel& kernel = SelectedKernel();
+  for (; length > block_bytes; data += block_bytes, length -= block_bytes) {
+    *checksums++ = ~kernel.extend(~0u, data, block_bytes);
+  }
+  if (length != 0) *checksums = ~kernel.extend(~0u, data, length);
 }
 
 // The inversions before and after cancel out in the sum, so that the plain shift of A's checksum is right.

@@ -3,7 +3,7 @@
 //
 // Invariants:
 // - A *kernel* maps a raw register (not inverted) and bytes to the next raw register. All kernels compute the same
-//   function for every length and alignment.
+//   function for every length and alignment. Its `copy` also copies the bytes, which it loads only once.
 // - A kernel is called only where the processor and the operating system support it.
 #pragma once
 
@@ -15,6 +15,8 @@ namespace holdfast::checksum {
 struct Kernel {
   const char* name;
   uint32_t (*extend)(uint32_t reg, const uint8_t* data, size_t length);
+  // The two ranges must not overlap.
+  uint32_t (*copy)(uint32_t reg, uint8_t* to, const uint8_t* from, size_t length);
   bool supported;
 };
 
@@ -29,6 +31,13 @@ bool SelectKernel(const char* name);
 
 // The checksum of `data`, continued from `seed`, the checksum of what came before (0 for nothing).
 uint32_t Crc32c(uint32_t seed, const uint8_t* data, size_t length);
+
+// Copies `length` bytes and gives their checksum, continued from `seed`. It is the checksum of the copy, even if
+// somebody writes to `from` meanwhile. The two ranges may overlap, as for memmove; then it takes two passes.
+uint32_t Crc32cCopy(uint32_t seed, uint8_t* to, const uint8_t* from, size_t length);
+
+// The checksum of each block of `block_bytes` (not 0) bytes, into as many entries. The last block may be short.
+void Crc32cBlocks(const uint8_t* data, size_t length, size_t block_bytes, uint32_t* checksums);
 
 // The checksum of A followed by B, from those of A and B and the length of B.
 uint32_t Crc32cCombine(uint32_t crc_a, uint32_t crc_b, uint64_t length_b);

@@ -36,8 +36,6 @@ static inline __m128i Fold(__m128i lane, __m128i factors, __m128i next) {
                                 next, kXorOfThree);
 }
 
-static inline __m512i Load(const uint8_t* data) { return _mm512_loadu_si512(data); }
-
 // 64 bytes to the 16 that are congruent to them.
 static inline __m128i FoldToOneLane(__m512i lanes) {
   const __m128i factors = FoldFactors<16>();
@@ -50,38 +48,44 @@ static inline __m128i FoldToOneLane(__m512i lanes) {
 constexpr size_t kWidth = 64;
 constexpr size_t kStep = 4 * kWidth;
 
-// Needs length ≥ kStep; leaves less than kWidth bytes.
-static inline uint64_t ExtendFolding(uint32_t reg, const uint8_t** at, size_t* left) {
-  const uint8_t* data = *at;
-  size_t length = *left;
-  __m512i a = _mm512_xor_si512(Load(data), _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(reg))));
-  __m512i b = Load(data + kWidth), c = Load(data + 2 * kWidth), d = Load(data + 3 * kWidth);
-  data += kStep, length -= kStep;
+// Needs kStep bytes; leaves less than kWidth.
+template <typename Source>
+static inline uint64_t ExtendFolding(uint32_t reg, Source* source) {
+  const auto lanes = [source](size_t at) { return source->template Take<__m512i>(at); };
+  __m512i a = _mm512_xor_si512(lanes(0), _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(reg))));
+  __m512i b = lanes(kWidth), c = lanes(2 * kWidth), d = lanes(3 * kWidth);
+  source->Advance(kStep);
   const __m512i step_factors = _mm512_broadcast_i32x4(FoldFactors<kStep>());
-  for (; length >= kStep; data += kStep, length -= kStep) {
-    a = Fold(a, step_factors, Load(data));
-    b = Fold(b, step_factors, Load(data + kWidth));
-    c = Fold(c, step_factors, Load(data + 2 * kWidth));
-    d = Fold(d, step_factors, Load(data + 3 * kWidth));
+  for (; source->left >= kStep; source->Advance(kStep)) {
+    a = Fold(a, step_factors, lanes(0));
+    b = Fold(b, step_factors, lanes(kWidth));
+    c = Fold(c, step_factors, lanes(2 * kWidth));
+    d = Fold(d, step_factors, lanes(3 * kWidth));
   }
   const __m512i factors = _mm512_broadcast_i32x4(FoldFactors<kWidth>());
   a = Fold(a, factors, b);
   a = Fold(a, factors, c);
   a = Fold(a, factors, d);
-  for (; length >= kWidth; data += kWidth, length -= kWidth) a = Fold(a, factors, Load(data));
-  *at = data, *left = length;
+  for (; source->left >= kWidth; source->Advance(kWidth)) a = Fold(a, factors, lanes(0));
   const __m128i lane = FoldToOneLane(a);
   const uint64_t half = _mm_crc32_u64(0, static_cast<uint64_t>(_mm_cvtsi128_si64(lane)));
   return _mm_crc32_u64(half, static_cast<uint64_t>(_mm_extract_epi64(lane, 1)));
 }
 
+template <typename Source>
+static uint32_t Extend(uint32_t reg32, Source source) {
+  uint64_t reg = reg32;
+  if (source.left >= 2 * kStep) reg = ExtendFolding(reg32, &source);
+  ExtendWhilePossible<64>(&reg, &source);
+  return ExtendOneStream(reg, source);
+}
+
 }  // namespace
 
-uint32_t ExtendAvx512(uint32_t reg32, const uint8_t* data, size_t length) {
-  uint64_t reg = reg32;
-  if (length >= 2 * kStep) reg = ExtendFolding(reg32, &data, &length);
-  ExtendWhilePossible<64>(&reg, &data, &length);
-  return ExtendOneStream(reg, data, length);
+uint32_t ExtendAvx512(uint32_t reg, const uint8_t* data, size_t length) { return Extend(reg, Reader{data, length}); }
+
+uint32_t CopyAvx512(uint32_t reg, uint8_t* to, const uint8_t* from, size_t length) {
+  return Extend(reg, Copier{from, length, to});
 }
 
 }  // namespace holdfast::checksum

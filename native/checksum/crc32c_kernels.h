@@ -7,10 +7,16 @@
 namespace holdfast::checksum {
 
 uint32_t ExtendPortable(uint32_t reg, const uint8_t* data, size_t length);
+uint32_t CopyPortable(uint32_t reg, uint8_t* to, const uint8_t* from, size_t length);
 
 #if defined(__x86_64__)
-uint32_t ExtendSse42(uint32_t reg, const uint8_t* data, size_t length);   // SSE4.2, PCLMULQDQ
-uint32_t ExtendAvx512(uint32_t reg, const uint8_t* data, size_t length);  // those, AVX-512 F and VL, VPCLMULQDQ
+// SSE4.2, PCLMULQDQ
+uint32_t ExtendSse42(uint32_t reg, const uint8_t* data, size_t length);
+uint32_t CopySse42(uint32_t reg, uint8_t* to, const uint8_t* from, size_t length);
+
+// Those, AVX-512 F and VL, VPCLMULQDQ
+uint32_t ExtendAvx512(uint32_t reg, const uint8_t* data, size_t length);
+uint32_t CopyAvx512(uint32_t reg, uint8_t* to, const uint8_t* from, size_t length);
 #endif
 
 }  // namespace holdfast::checksum

@@ -2,10 +2,10 @@
 // Building High Performance Software-Based CRC Generators", 2005). For any processor.
 #include <array>
 #include <bit>
-#include <cstring>
 
 #include "checksum/crc32c_kernels.h"
 #include "checksum/polynomial.h"
+#include "checksum/source_inline.h"
 
 namespace holdfast::checksum {
 namespace {
@@ -29,14 +29,10 @@ constexpr auto kTables = [] {
   return tables;
 }();
 
-inline uint32_t LoadWord(const uint8_t* data) {
-  if constexpr (std::endian::native == std::endian::little) {
-    uint32_t word;
-    memcpy(&word, data, sizeof word);
-    return word;
-  }
-  return static_cast<uint32_t>(data[0]) | static_cast<uint32_t>(data[1]) << 8 |
-         static_cast<uint32_t>(data[2]) << 16 | static_cast<uint32_t>(data[3]) << 24;
+template <typename Source>
+inline uint32_t TakeWord(const Source& source, size_t at) {
+  const uint32_t word = source.template Take<uint32_t>(at);
+  return std::endian::native == std::endian::little ? word : __builtin_bswap32(word);
 }
 
 // The contribution of four bytes that `following` more bytes of the same step follow.
@@ -45,15 +41,24 @@ inline uint32_t Slice(uint32_t word, size_t following) {
          kTables[following + 1][(word >> 16) & 0xFF] ^ kTables[following][word >> 24];
 }
 
+template <typename Source>
+uint32_t Extend(uint32_t reg, Source source) {
+  for (; source.left >= kSlices; source.Advance(kSlices)) {
+    reg = Slice(reg ^ TakeWord(source, 0), 12) ^ Slice(TakeWord(source, 4), 8) ^ Slice(TakeWord(source, 8), 4) ^
+          Slice(TakeWord(source, 12), 0);
+  }
+  for (; source.left != 0; source.Advance(1)) {
+    reg = (reg >> 8) ^ kTables[0][(reg ^ source.template Take<uint8_t>(0)) & 0xFF];
+  }
+  return reg;
+}
+
 }  // namespace
 
-uint32_t ExtendPortable(uint32_t reg, const uint8_t* data, size_t length) {
-  for (; length >= kSlices; data += kSlices, length -= kSlices) {
-    reg = Slice(reg ^ LoadWord(data), 12) ^ Slice(LoadWord(data + 4), 8) ^ Slice(LoadWord(data + 8), 4) ^
-          Slice(LoadWord(data + 12), 0);
-  }
-  for (; length != 0; data++, length--) reg = (reg >> 8) ^ kTables[0][(reg ^ *data) & 0xFF];
-  return reg;
+uint32_t ExtendPortable(uint32_t reg, const uint8_t* data, size_t length) { return Extend(reg, Reader{data, length}); }
+
+uint32_t CopyPortable(uint32_t reg, uint8_t* to, const uint8_t* from, size_t length) {
+  return Extend(reg, Copier{from, length, to});
 }
 
 }  // namespace holdfast::checksum

@@ -1,8 +1,10 @@
 import { spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { Worker } from 'node:worker_threads';
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { native } from '../../lib/native.ts';
-import { crc32c, crc32cBlocks, crc32cCombine, crc32cKernel } from '../../lib/storage/checksum.ts';
+import { crc32c, crc32cBlocks, crc32cCombine, crc32cCopy, crc32cKernel } from '../../lib/storage/checksum.ts';
 
 /** RFC 3720, B.4. */
 const vectors: [string, Uint8Array, number][] = [
@@ -93,6 +95,74 @@ describe.each(kernels.filter(({ supported }) => supported))('CRC-32C by the $nam
   });
 });
 
+describe.each(kernels.filter(({ supported }) => supported))('with the $name kernel selected', ({ name }) => {
+  const before = addon.selectedKernel();
+  beforeAll(() => expect(addon.selectKernel(name)).toBe(true));
+  afterAll(() => expect(addon.selectKernel(before)).toBe(true));
+
+  test('a copy is the bytes, and nothing beside them, and its checksum theirs', () => {
+    const bytes = randomBytes(20_000, 5);
+    const target = new Uint8Array(bytes.length + 256);
+    fc.assert(
+      fc.property(fc.nat(64), fc.nat(19_000), fc.nat(64), seeds, (start, length, at, seed) => {
+        const part = bytes.subarray(start, start + length);
+        target.fill(0xa5);
+        expect(crc32cCopy(part, target.subarray(at), seed)).toBe(reference(part, seed));
+        expect(Buffer.compare(target.subarray(at, at + length), part)).toBe(0);
+        expect(target.subarray(0, at).every((byte) => byte === 0xa5)).toBe(true);
+        expect(target.subarray(at + length).every((byte) => byte === 0xa5)).toBe(true);
+      }),
+      { numRuns: 60 },
+    );
+  });
+
+  test.each([-4096, -1000, -64, -1, 0, 1, 64, 1000, 4096])('a copy may go to %i bytes after its source', (by) => {
+    const before = randomBytes(20_000, 9);
+    const memory = before.slice();
+    const [from, length] = [5000, 10_000];
+    const part = before.subarray(from, from + length);
+    const copy = memory.subarray(from + by, from + by + length);
+    expect(crc32cCopy(memory.subarray(from, from + length), copy)).toBe(reference(part));
+    expect(Buffer.compare(copy, part)).toBe(0);
+  });
+
+  test('the checksum is that of the copy while another thread writes to the source', async () => {
+    const source = new Uint8Array(new SharedArrayBuffer(1 << 20));
+    const state = new Int32Array(new SharedArrayBuffer(8));
+    const scribble = `const { workerData: { source, state } } = require('node:worker_threads');
+      for (let byte = 0; Atomics.load(state, 0) === 0; byte++) {
+        source.fill(byte);
+        if (Atomics.add(state, 1, 1) === 0) Atomics.notify(state, 1);
+      }`;
+    const worker = new Worker(scribble, { eval: true, workerData: { source, state } });
+    Atomics.wait(state, 1, 0, 10_000);
+    try {
+      const target = new Uint8Array(source.length);
+      let torn = 0;
+      for (let round = 0; round < 300 && torn < 20; round++) {
+        const checksum = crc32cCopy(source, target);
+        expect(checksum).toBe(crc32c(target));
+        if (target.some((byte) => byte !== target[0])) torn++;
+      }
+    } finally {
+      Atomics.store(state, 0, 1);
+      await once(worker, 'exit');
+    }
+  });
+
+  test('every block has its own checksum, the short last one too', () => {
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: 5000 }), fc.integer({ min: 1, max: 1500 }), (bytes, blockBytes) => {
+        const expected: number[] = [];
+        for (let at = 0; at < bytes.length; at += blockBytes)
+          expected.push(reference(bytes.subarray(at, at + blockBytes)));
+        expect([...crc32cBlocks(bytes, blockBytes)]).toEqual(expected);
+      }),
+      { numRuns: 50 },
+    );
+  });
+});
+
 test('the fastest kernel of this processor is in use', () => {
   expect(crc32cKernel()).toBe(kernels.findLast(({ supported }) => supported)!.name);
 });
@@ -127,19 +197,6 @@ test('combining steps over lengths far beyond memory', () => {
   expect(whole).toBe(crc32cCombine(a, tail, 2 ** 40 + 1));
 });
 
-test('every block has its own checksum, the short last one too', () => {
-  fc.assert(
-    fc.property(fc.uint8Array({ maxLength: 5000 }), fc.integer({ min: 1, max: 1500 }), (bytes, blockBytes) => {
-      const checksums = crc32cBlocks(bytes, blockBytes);
-      const expected: number[] = [];
-      for (let at = 0; at < bytes.length; at += blockBytes)
-        expected.push(reference(bytes.subarray(at, at + blockBytes)));
-      expect([...checksums]).toEqual(expected);
-    }),
-    { numRuns: 50 },
-  );
-});
-
 test.each([0, -1, 1.5, Number.NaN, Number.POSITIVE_INFINITY])('blocks of %s bytes are refused', (blockBytes) => {
   expect(() => crc32cBlocks(new Uint8Array(8), blockBytes)).toThrow(
     expect.objectContaining({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' }),
@@ -150,9 +207,29 @@ test.each([-1, 0.5, Number.NaN])('a second part of %s bytes is refused', (length
   expect(() => crc32cCombine(1, 2, length)).toThrow(expect.objectContaining({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' }));
 });
 
+test.each([-1, 2 ** 32, 0.5, Number.NaN])('%s is refused as a checksum', (wrong) => {
+  const refused = expect.objectContaining({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
+  const bytes = new Uint8Array(4);
+  expect(() => crc32c(bytes, wrong)).toThrow(refused);
+  expect(() => crc32cCopy(bytes, new Uint8Array(4), wrong)).toThrow(refused);
+  expect(() => crc32cCombine(wrong, 1, 1)).toThrow(refused);
+  expect(() => crc32cCombine(1, wrong, 1)).toThrow(refused);
+});
+
+test('a copy to less memory than it needs is refused before anything is written', () => {
+  const target = new Uint8Array(7);
+  expect(() => crc32cCopy(new Uint8Array(8).fill(1), target)).toThrow(
+    expect.objectContaining({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' }),
+  );
+  expect(() => addon.crc32cCopy(new Uint8Array(8).fill(1), target, 0)).toThrow(TypeError);
+  expect([...target]).toEqual([0, 0, 0, 0, 0, 0, 0]);
+});
+
 test('what is not a Uint8Array is refused by the addon', () => {
   for (const wrong of ['text', [1, 2], new Float64Array(2), new ArrayBuffer(4), undefined, null]) {
     expect(() => addon.crc32c(wrong as unknown as Uint8Array, 0)).toThrow(TypeError);
+    expect(() => addon.crc32cCopy(wrong as unknown as Uint8Array, new Uint8Array(4), 0)).toThrow(TypeError);
+    expect(() => addon.crc32cCopy(new Uint8Array(4), wrong as unknown as Uint8Array, 0)).toThrow(TypeError);
   }
 });
 
