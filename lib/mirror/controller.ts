@@ -103,8 +103,8 @@ export interface ControllerStatus {
 
 /** A device that has failed may still take the record, within this time. */
 const FAILED_WRITE_MS = 2000;
-/** Of the wait at start: a timer that comes later by this share was held up, and with it everything else. */
-const STILL_SHARE = 1 / 8;
+/** Parts of the wait at start: one that takes twice its time is no part of it, and the wait begins anew. */
+const WAIT_PARTS = 8;
 /** How long before a majority is asked for again. */
 const RETRY_MAJORITY_MS = 1000;
 
@@ -337,22 +337,20 @@ export class Controller {
     return Math.max(this.#startupUntilMs, this.#leasesUntilMs);
   }
 
+  /** After `delayMs`, or earlier: of the wait at start every part must be seen to pass. */
   #standAloneIn(delayMs: number): void {
-    const { clock } = this.#options.environment;
-    const dueMs = clock.nowMs() + delayMs;
-    this.#timer?.cancel();
-    this.#timer = clock.setTimer(delayMs, () => {
-      this.#waitAgainIfStill(dueMs);
-      this.#background(() => this.#standAlone());
-    });
-  }
-
-  /** A process that stood still has not waited: the peer may have what a power cut has taken from it, and be there. */
-  #waitAgainIfStill(dueMs: number): void {
     const { environment, startupWaitMs } = this.#options;
     const nowMs = environment.clock.nowMs();
-    const isAtStart = this.#startupUntilMs + STILL_SHARE * startupWaitMs > dueMs;
-    if (isAtStart && nowMs - dueMs > STILL_SHARE * startupWaitMs) this.#startupUntilMs = nowMs + startupWaitMs;
+    const partMs = startupWaitMs / WAIT_PARTS;
+    const isAtStart = this.#startupUntilMs > nowMs;
+    const waitMs = isAtStart ? Math.min(partMs, delayMs) : delayMs;
+    this.#timer?.cancel();
+    this.#timer = environment.clock.setTimer(waitMs, () => {
+      const laterMs = environment.clock.nowMs();
+      // A process that stood still has not waited: the peer may have what a power cut has taken from it, and be there.
+      if (isAtStart && laterMs - nowMs - waitMs > partMs) this.#startupUntilMs = laterMs + startupWaitMs;
+      this.#background(() => this.#standAlone());
+    });
   }
 
   /** Makes a view of this member alone; or takes up the one that it is alone in, if a majority knows no newer one. */

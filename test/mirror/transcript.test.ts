@@ -53,21 +53,28 @@ test('the member with access is killed: the preferred one waits for the lease to
   await expect(pair.transcript).toMatchFileSnapshot(file('access-moves'));
 });
 
-test('a preferred member that stands still after its power cut looks for the other one before it goes on alone', async () => {
-  const pair = await started(new Pair(preferred(0), { blank: true }));
-  await pair.write('a', 0, 4);
-  expect(pair.powerCut('a')).toBe(true);
-  pair.cut();
-  await pair.start('a');
-  pair.pause('a');
-  await pair.pass(60_000);
-  pair.mend();
-  pair.resume('a');
-  await pair.pass(3_000);
-  await pair.read('a', 0);
-  expect(pair.peek('a', 0)).toBe(4);
-  await expect(pair.transcript).toMatchFileSnapshot(file('stands-still-after-power-cut'));
-});
+test.each([
+  ['just before', 4_900],
+  ['long after', 60_000],
+])(
+  'a preferred member that stands still until %s its wait is over looks for the other one all the same',
+  async (name, stillMs) => {
+    const pair = await started(new Pair(preferred(0), { blank: true }));
+    await pair.write('a', 0, 4);
+    expect(pair.powerCut('a')).toBe(true);
+    pair.cut();
+    await pair.start('a');
+    pair.pause('a');
+    await pair.pass(stillMs);
+    pair.resume('a');
+    await pair.pass(500);
+    pair.mend();
+    await pair.pass(3_000);
+    await pair.read('a', 0);
+    expect(pair.peek('a', 0)).toBe(4);
+    await expect(pair.transcript).toMatchFileSnapshot(file(`stands-still-until-${name.replace(' ', '-')}`));
+  },
+);
 
 test('the peer is lost under suspend: the write waits until it is back', async () => {
   const pair = await started(new Pair({ kind: 'suspend' }, { blank: true }));
