@@ -1,6 +1,5 @@
-/** One thread of `npm run simulate`: runs each seed that it is given, and answers with the result. */
-import { parentPort, workerData } from 'node:worker_threads';
-import { type PlantedBug, plantBug } from '../base/planted-bug.ts';
+/** One process of `npm run simulate`: runs each seed that it is given, and answers with the result. */
+import { PLANTED_BUGS, plantBug } from '../base/planted-bug.ts';
 import { simulateMirror } from './mirror-simulation.ts';
 
 export interface SeedRequest {
@@ -8,7 +7,7 @@ export interface SeedRequest {
   readonly keepLines: number;
 }
 
-plantBug((workerData as { readonly plant: PlantedBug | undefined }).plant);
-parentPort!.on('message', async ({ seed, keepLines }: SeedRequest) => {
-  parentPort!.postMessage(await simulateMirror(seed, { keepLines }));
+plantBug(PLANTED_BUGS.find((bug) => bug === process.argv[2]));
+process.on('message', async ({ seed, keepLines }: SeedRequest) => {
+  process.send!(await simulateMirror(seed, { keepLines }));
 });

@@ -5,10 +5,10 @@
  *
  * `--plant BUG` puts a known bug in, and stops at the first seed that finds it; exit status 1 if none does.
  */
-import { execFileSync } from 'node:child_process';
+import { execFileSync, fork } from 'node:child_process';
 import { availableParallelism } from 'node:os';
+import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { Worker } from 'node:worker_threads';
 import { systemClock } from '../base/clock.ts';
 import { PLANTED_BUGS, type PlantedBug } from '../base/planted-bug.ts';
 import { systemRandom } from '../base/random.ts';
@@ -21,6 +21,9 @@ const VERBOSE_LINES = 100_000;
 const PROGRESS_MS = 1000;
 /** On a terminal the line is drawn again; elsewhere a line now and then is enough. */
 const PLAIN_PROGRESS_MS = 30_000;
+const WORKER = fileURLToPath(new URL('simulate-worker.js', import.meta.url));
+/** All processors have seeds to run: helpers of V8 only get in the way, and what a seed leaves dies young. */
+const NODE_FLAGS = ['--single-threaded', '--max-semi-space-size=64'];
 /** A seed takes some milliseconds. One that takes this long spins. */
 const SPIN_MS = 120_000;
 
@@ -112,40 +115,50 @@ function onResult(result: SimulationResult): void {
   if (plant !== undefined && failed > 0) stopping = true;
 }
 
-/** One thread that runs a seed after the other. Resolves when there are no more. */
+/** One process that runs a seed after the other. Resolves when there are no more. */
 function runJob(): Promise<void> {
   return new Promise((resolve) => {
-    const worker = new Worker(new URL('simulate-worker.js', import.meta.url), { workerData: { plant } });
+    const worker = fork(WORKER, plant === undefined ? [] : [plant], {
+      execArgv: NODE_FLAGS,
+      serialization: 'advanced',
+    });
     let watchdog = systemClock.setTimer(SPIN_MS, () => {});
     let seed = 0;
+    let why: string | undefined;
     const give = (): void => {
       watchdog.cancel();
       if (stopping || next >= first + seeds) {
-        void worker.terminate().then(() => resolve());
+        worker.disconnect();
         return;
       }
       seed = next;
       next += 1;
       watchdog = systemClock.setTimer(SPIN_MS, () => {
-        giveUp(`it spins: no end after ${SPIN_MS} ms`);
+        why = `it spins: no end after ${SPIN_MS} ms`;
+        worker.kill('SIGKILL');
       });
-      worker.postMessage({ seed, keepLines: values.verbose ? VERBOSE_LINES : 0 } satisfies SeedRequest);
+      worker.send({ seed, keepLines: values.verbose ? VERBOSE_LINES : 0 } satisfies SeedRequest);
     };
-    const giveUp = (why: string): void => {
-      watchdog.cancel();
-      done += 1;
-      failed += 1;
-      clearLine();
-      console.log(`\nseed ${seed} at ${code} FAILED: ${why}`);
-      void worker.terminate().then(() => resolve(stopping ? undefined : runJob()));
-    };
-    worker.on('message', (result: SimulationResult) => {
-      onResult(result);
+    worker.on('message', (result) => {
+      onResult(result as SimulationResult);
       give();
     });
-    worker.on('error', (error) => giveUp(`it broke out of the simulation: ${error.stack ?? String(error)}`));
+    worker.on('exit', (code, signal) => {
+      watchdog.cancel();
+      if (code === 0) resolve();
+      else
+        resolve(giveUp(seed, why ?? `it broke out of the simulation (${signal ?? `exit status ${code}`}, see above)`));
+    });
     give();
   });
+}
+
+function giveUp(seed: number, why: string): Promise<void> | undefined {
+  done += 1;
+  failed += 1;
+  clearLine();
+  console.log(`\nseed ${seed} at ${code} FAILED: ${why}`);
+  return stopping ? undefined : runJob();
 }
 
 function end(): never {
