@@ -62,7 +62,17 @@ export interface NativeGeometry {
 /** native/region. Errors carry an errno's name as `code`. */
 export interface NativeRegion {
   /** `sizeBytes` 0: as long as the file is. */
-  open(path: string, sizeBytes: number, sizeLimitBytes: number, create: boolean): Promise<NativeOpenRegion>;
+  open(
+    path: string,
+    sizeBytes: number,
+    sizeLimitBytes: number,
+    create: boolean,
+    means: 'auto' | NativeOpenRegion['means'],
+  ): Promise<NativeOpenRegion>;
+  /** A longer mapping of the same file, beside this one; both hold its lock until they are closed. */
+  grow(handle: object, sizeBytes: number, sizeLimitBytes: number): Promise<NativeOpenRegion>;
+  /** Copies the bytes in. True if they are durable already, else `persist` makes them. */
+  write(handle: object, offset: number, bytes: Uint8Array): boolean;
   persist(handle: object, offset: number, length: number): Promise<void>;
   /** At once, if this can be done without blocking; else false, and nothing has been done. */
   persistDirect(handle: object, offset: number, length: number): boolean;
@@ -74,7 +84,7 @@ export interface NativeOpenRegion {
   handle: object;
   buffer: ArrayBuffer;
   sizeBytes: number;
-  means: 'map-sync' | 'msync';
+  means: 'map-sync' | 'cache-flush' | 'msync';
 }
 
 /** A ring of native/ring, opaque. */

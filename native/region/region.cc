@@ -3,7 +3,8 @@
 // The mapping's life. It has users, all on the environment's thread: the handle until it is closed, the ArrayBuffer's
 // memory until its finalizer has run, each piece of work in flight. It is unmapped when the last one lets go, never
 // before. `close` detaches the ArrayBuffer, so that views that are left have no length instead of no memory. If the
-// memory was moved to another ArrayBuffer before (`transfer()`), that one's memory is now the user.
+// memory was moved to another ArrayBuffer before (`transfer()`), that one's memory is now the user. A region that grows
+// gets a new mapping with a handle and an ArrayBuffer of its own; the old one lives on until it is closed.
 //
 // One case needs care. When an environment ends (a worker is terminated), Node runs the finalizers of all external
 // memory, although a transferred ArrayBuffer may live on in another thread, and nothing tells whether one does. Memory
@@ -78,7 +79,7 @@ class Region {
   }
 
   bool closed() const { return closed_; }
-  Mapping& mapping() { return *mapping_; }
+  Mapping& mapping() const { return *mapping_; }
 
  private:
   ~Region() = default;
@@ -112,6 +113,43 @@ class Region {
   bool closed_ = false;
 };
 
+const char* NameOf(Means means) {
+  switch (means) {
+    case Means::kMapSync:
+      return "map-sync";
+    case Means::kCacheFlush:
+      return "cache-flush";
+    default:
+      return "msync";
+  }
+}
+
+// Makes { handle, buffer, sizeBytes, means }, or leaves an exception pending.
+Napi::Value MakeRegion(Napi::Env env, std::unique_ptr<Mapping> mapping) {
+  const Means means = mapping->means();
+  const size_t size = mapping->size();
+  Region* region = new Region(std::move(mapping));
+  const Napi::Value buffer = region->MakeBuffer(env);
+  if (buffer.IsEmpty()) {
+    region->DropHandle();
+    return buffer;
+  }
+  const auto on_finalized = [](Napi::Env, Region* finalized) { finalized->DropHandle(); };
+  const auto handle = Napi::External<Region>::New(env, region, on_finalized);
+  if (handle.IsEmpty()) {
+    region->DropHandle();
+    return handle;
+  }
+  region->SetHandle();
+  handle.TypeTag(&kHandleTag);
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("handle", handle);
+  result.Set("buffer", buffer);
+  result.Set("sizeBytes", size);
+  result.Set("means", NameOf(means));
+  return result;
+}
+
 class OpenWork : public support::Work {
  public:
   OpenWork(Napi::Env env, Mapping::Options options)
@@ -122,34 +160,32 @@ class OpenWork : public support::Work {
     if (failure.error != 0) Fail(failure.error, failure.call);
   }
 
-  Napi::Value Result(Napi::Env env) override {
-    const Means means = mapping_->means();
-    const size_t size = mapping_->size();
-    Region* region = new Region(std::move(mapping_));
-    const Napi::Value buffer = region->MakeBuffer(env);
-    if (buffer.IsEmpty()) {
-      region->DropHandle();
-      return buffer;
-    }
-    const auto on_finalized = [](Napi::Env, Region* finalized) { finalized->DropHandle(); };
-    const auto handle = Napi::External<Region>::New(env, region, on_finalized);
-    if (handle.IsEmpty()) {
-      region->DropHandle();
-      return handle;
-    }
-    region->SetHandle();
-    handle.TypeTag(&kHandleTag);
-    Napi::Object result = Napi::Object::New(env);
-    result.Set("handle", handle);
-    result.Set("buffer", buffer);
-    result.Set("sizeBytes", size);
-    result.Set("means", means == Means::kMapSync ? "map-sync" : "msync");
-    return result;
-  }
+  Napi::Value Result(Napi::Env env) override { return MakeRegion(env, std::move(mapping_)); }
 
  private:
   Mapping::Options options_;
   std::unique_ptr<Mapping> mapping_ = std::make_unique<Mapping>();
+};
+
+class GrowWork : public support::Work {
+ public:
+  GrowWork(Napi::Env env, const Region& region, uint64_t size_bytes, uint64_t size_limit_bytes)
+      : Work(env, "holdfast.region.grow"),
+        mapping_(region.mapping().Successor()),
+        size_bytes_(size_bytes),
+        size_limit_bytes_(size_limit_bytes) {}
+
+  void Execute() override {
+    const Failure failure = mapping_->OpenGrown(size_bytes_, size_limit_bytes_);
+    if (failure.error != 0) Fail(failure.error, failure.call);
+  }
+
+  Napi::Value Result(Napi::Env env) override { return MakeRegion(env, std::move(mapping_)); }
+
+ private:
+  std::unique_ptr<Mapping> mapping_;
+  uint64_t size_bytes_;
+  uint64_t size_limit_bytes_;
 };
 
 class PersistWork : public support::Work {
@@ -173,15 +209,50 @@ class PersistWork : public support::Work {
   size_t length_;
 };
 
-// open(path, sizeBytes, sizeLimitBytes, create): Promise<{ handle, buffer, sizeBytes, means }>
+bool GetMeans(Napi::Value value, Mapping::Options* options) {
+  std::string name;
+  if (!support::GetString(value, 16, &name)) return false;
+  options->any_means = name == "auto";
+  if (options->any_means) return true;
+  for (const Means means : {Means::kMapSync, Means::kMsync, Means::kCacheFlush}) {
+    options->means = means;
+    if (name == NameOf(means)) return true;
+  }
+  return false;
+}
+
+// open(path, sizeBytes, sizeLimitBytes, create, means): Promise<{ handle, buffer, sizeBytes, means }>
 Napi::Value OpenCall(const Napi::CallbackInfo& info) {
   Mapping::Options options;
   if (!support::GetString(info[0], PATH_MAX, &options.path) || !support::GetSize(info[1], &options.size_bytes) ||
-      !support::GetSize(info[2], &options.size_limit_bytes) || !info[3].IsBoolean()) {
-    return support::ThrowType(info.Env(), "open takes a path, a size, a limit of sizes and a boolean");
+      !support::GetSize(info[2], &options.size_limit_bytes) || !info[3].IsBoolean() || !GetMeans(info[4], &options)) {
+    return support::ThrowType(info.Env(), "open takes a path, a size, a limit of sizes, a boolean and means");
   }
   options.create = info[3].As<Napi::Boolean>().Value();
   return support::Work::Start(std::make_unique<OpenWork>(info.Env(), std::move(options)));
+}
+
+// grow(handle, sizeBytes, sizeLimitBytes): Promise<{ handle, buffer, sizeBytes, means }>, of a mapping beside this one
+Napi::Value GrowCall(const Napi::CallbackInfo& info) {
+  const Region* region = support::GetHandle<Region>(info[0], kHandleTag);
+  uint64_t size_bytes, size_limit_bytes;
+  if (region == nullptr || region->closed() || !support::GetSize(info[1], &size_bytes) ||
+      !support::GetSize(info[2], &size_limit_bytes) || size_bytes < region->mapping().size()) {
+    return support::ThrowType(info.Env(), "grow takes the handle of an open region, a larger size and a limit");
+  }
+  return support::Work::Start(std::make_unique<GrowWork>(info.Env(), *region, size_bytes, size_limit_bytes));
+}
+
+// write(handle, offset, bytes): boolean — true if it is durable already; else `persist` makes it
+Napi::Value WriteCall(const Napi::CallbackInfo& info) {
+  const Region* region = support::GetHandle<Region>(info[0], kHandleTag);
+  uint64_t offset;
+  support::Bytes bytes;
+  if (region == nullptr || region->closed() || !support::GetSize(info[1], &offset) ||
+      !support::GetBytes(info.Env(), info[2], &bytes) || offset + bytes.length > region->mapping().size()) {
+    return support::ThrowType(info.Env(), "write takes the handle of an open region, an offset and bytes inside of it");
+  }
+  return Napi::Boolean::New(info.Env(), region->mapping().Write(offset, bytes.data, bytes.length));
 }
 
 struct PersistArguments {
@@ -233,6 +304,8 @@ void CloseCall(const Napi::CallbackInfo& info) {
 
 void Register(Napi::Object exports) {
   support::AddFunction<OpenCall>(exports, "open");
+  support::AddFunction<GrowCall>(exports, "grow");
+  support::AddFunction<WriteCall>(exports, "write");
   support::AddFunction<PersistCall>(exports, "persist");
   support::AddFunction<PersistDirectCall>(exports, "persistDirect");
   support::AddFunction<CloseCall>(exports, "close");

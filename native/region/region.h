@@ -5,7 +5,7 @@
 
 namespace holdfast::region {
 
-// Adds open, persist, persistDirect and close to `exports`.
+// Adds open, grow, write, persist, persistDirect and close to `exports`.
 void Register(Napi::Object exports);
 
 }  // namespace holdfast::region

@@ -99,6 +99,56 @@ TEST("memory that is kept after its mapping can still be used") {
   CHECK(data[size - 1] == 6);
 }
 
+TEST("a successor has the lock, the bytes and the failure of the mapping before it") {
+  Folder folder;
+  auto first = std::make_unique<Mapping>();
+  CHECK(first->Open(OfSize(folder, 4096)).error == 0);
+  first->data()[5] = 5;
+  const std::unique_ptr<Mapping> second = first->Successor();
+  CHECK(second->OpenGrown(3 * 4096, 1 << 30).error == 0);
+  CHECK(second->size() == 3 * 4096 && second->means() == first->means());
+  first->data()[6] = 6;
+  CHECK(second->data()[5] == 5 && second->data()[6] == 6 && second->data()[3 * 4096 - 1] == 0);
+  first.reset();
+  CHECK(second->data()[5] == 5 && second->Persist(0, second->size()).error == 0);
+  {
+    Mapping other;
+    CHECK(other.Open(OfSize(folder, 4096)).error == EAGAIN);
+  }
+  second->ReleaseFile();
+  Mapping other;
+  CHECK(other.Open(OfSize(folder, 4096)).error == 0);
+}
+
+TEST("a mapping that cannot grow leaves the file as it was") {
+  Folder folder;
+  Mapping mapping;
+  CHECK(mapping.Open(OfSize(folder, 4096)).error == 0);
+  CHECK(mapping.Successor()->OpenGrown(1 << 20, 8192).error == EFBIG);
+  struct stat status;
+  CHECK(stat(folder.File().c_str(), &status) == 0 && status.st_size == 4096);
+  mapping.data()[4095] = 1;
+  CHECK(mapping.Persist(0, 4096).error == 0);
+}
+
+TEST("a mapping goes by the means that it is told, or is refused") {
+  Folder folder;
+  Mapping::Options options = OfSize(folder, 4096);
+  options.any_means = false;
+  options.means = Means::kMsync;
+  {
+    Mapping mapping;
+    CHECK(mapping.Open(options).error == 0 && mapping.means() == Means::kMsync && !mapping.IsDirect(1));
+    const uint8_t bytes[3] = {1, 2, 3};
+    CHECK(!mapping.Write(7, bytes, 3) && mapping.data()[9] == 3);
+  }
+  options.means = Means::kCacheFlush;
+  Mapping mapping;
+  const int error = mapping.Open(options).error;
+  CHECK(error == (CacheFlushInstruction() == nullptr ? EOPNOTSUPP : 0));
+  if (error == 0) CHECK(mapping.Write(4096, nullptr, 0) && mapping.IsDirect(1) && mapping.data()[9] == 3);
+}
+
 TEST("ranges are persisted from several threads at once") {
   Folder folder;
   Mapping mapping;
@@ -123,5 +173,19 @@ TEST("caches are written back for exactly the range, of any alignment, with the 
     bool unchanged = true;
     for (size_t i = 0; i < length; i++) unchanged = unchanged && block[i] == 3;
     CHECK(unchanged);
+  }
+}
+
+TEST("a copy past the caches has every byte, at every alignment, and touches none beside") {
+  std::vector<uint8_t> source(500), target(700);
+  for (size_t i = 0; i < source.size(); i++) source[i] = static_cast<uint8_t>(i * 31 + 1);
+  for (size_t length : {0, 1, 15, 16, 63, 64, 65, 127, 128, 191, 300, 400}) {
+    for (size_t at = 0; at < 130; at++) {
+      memset(target.data(), 0xEE, target.size());
+      CopyAndFlush(target.data() + at, source.data() + at % 17, length);
+      bool right = memcmp(target.data() + at, source.data() + at % 17, length) == 0;
+      for (size_t i = 0; i < target.size(); i++) right = right && (target[i] == 0xEE || (i >= at && i < at + length));
+      CHECK(right);
+    }
   }
 }

@@ -220,6 +220,232 @@ describe('persist', () => {
   });
 });
 
+describe('means', () => {
+  test('are chosen by what the file allows, and can be forced', async () => {
+    await using plain = await openRegion(path, { sizeBytes: 4096, create: true, means: 'msync' });
+    expect(plain.means).toBe('msync');
+    await plain.close();
+    await using vouched = await openRegion(path, { means: 'cache-flush' });
+    expect(vouched.means).toBe('cache-flush');
+    vouched.bytes[7] = 7;
+    await vouched.persist();
+    await vouched.persist(4095, 1);
+    expect(readFileSync(path)[7]).toBe(7);
+  });
+
+  test('that the file does not allow are refused, and leave no file', async (context) => {
+    const options = { sizeBytes: 4096, create: true, means: 'map-sync' } as const;
+    const opened = await openRegion(path, options).catch((error: unknown) => error);
+    if (!(opened instanceof Error)) return context.skip('the kernel maps this folder as persistent memory');
+    expect(opened).toEqual(failsWith('ERR_HOLDFAST_NOT_SUPPORTED'));
+    expect(opened.message).toContain('offers persistent memory');
+    expect(existsSync(path)).toBe(false);
+  });
+
+  test('that do not exist are refused', async () => {
+    const open = openRegion(path, { sizeBytes: 1, create: true, means: 'hope' as 'auto' });
+    await expect(open).rejects.toEqual(failsWith('ERR_HOLDFAST_BAD_ARGUMENT'));
+  });
+});
+
+describe.each(['msync', 'cache-flush'] as const)('write by %s', (means) => {
+  test('puts bytes of any length anywhere, and nothing beside them', async () => {
+    await using region = await openRegion(path, { sizeBytes: 1 << 16, create: true, means });
+    const source = Uint8Array.from({ length: 4096 }, (_, i) => (i * 7 + 1) & 0xff);
+    for (const length of [0, 1, 7, 8, 63, 64, 65, 127, 128, 129, 200, 4096]) {
+      for (const offset of [0, 1, 15, 16, 63, 64, 4095, (1 << 16) - length]) {
+        region.bytes.fill(0xee);
+        await region.write(offset, source.subarray(0, length));
+        const expected = Buffer.alloc(1 << 16, 0xee);
+        expected.set(source.subarray(0, length), offset);
+        expect(expected.equals(region.bytes)).toBe(true);
+      }
+    }
+  });
+
+  test('copies before it returns', async () => {
+    await using region = await openRegion(path, { sizeBytes: 4096, create: true, means });
+    const bytes = Uint8Array.of(1, 2, 3);
+    const written = region.write(10, bytes);
+    bytes.fill(9);
+    await written;
+    expect([...readFileSync(path).subarray(9, 14)]).toEqual([0, 1, 2, 3, 0]);
+  });
+
+  test.each([
+    ['down', 100, 40],
+    ['up', 40, 100],
+    ['nowhere', 64, 64],
+  ])('moves the own bytes %s, although they overlap', async (_, from, to) => {
+    await using region = await openRegion(path, { sizeBytes: 4096, create: true, means });
+    for (let i = 0; i < 4096; i++) region.bytes[i] = i & 0xff;
+    const expected = Buffer.from(region.bytes);
+    expected.copyWithin(to, from, from + 1000);
+    await region.write(to, region.bytes.subarray(from, from + 1000));
+    expect(expected.equals(region.bytes)).toBe(true);
+  });
+
+  test('outside of the region is refused, with nothing changed', async () => {
+    await using region = await openRegion(path, { sizeBytes: 4096, create: true, means });
+    await expect(region.write(4090, new Uint8Array(7).fill(1))).rejects.toEqual(failsWith('ERR_HOLDFAST_OUT_OF_RANGE'));
+    await expect(region.write(-1, new Uint8Array(1))).rejects.toEqual(failsWith('ERR_HOLDFAST_OUT_OF_RANGE'));
+    expect(region.bytes.every((byte) => byte === 0)).toBe(true);
+    await region.close();
+    await expect(region.write(0, new Uint8Array(1))).rejects.toEqual(failsWith('ERR_HOLDFAST_CLOSED'));
+  });
+});
+
+describe('publish', () => {
+  test('stores 8 bytes, the lowest first', async () => {
+    await using region = await openRegion(path, { sizeBytes: 4096, create: true });
+    await region.publish(4088, 0x0807060504030201n);
+    expect([...region.bytes.subarray(4080)]).toEqual([0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    await region.publish(4088, 2n ** 64n - 1n);
+    expect([...region.bytes.subarray(4088)]).toEqual(new Array(8).fill(255));
+  });
+
+  test.each<[number, bigint, string]>([
+    [4, 1n, 'ERR_HOLDFAST_BAD_ARGUMENT'],
+    [0, -1n, 'ERR_HOLDFAST_BAD_ARGUMENT'],
+    [0, 2n ** 64n, 'ERR_HOLDFAST_BAD_ARGUMENT'],
+    [4096, 1n, 'ERR_HOLDFAST_OUT_OF_RANGE'],
+    [0.5, 1n, 'ERR_HOLDFAST_OUT_OF_RANGE'],
+  ])('refuses at %s the value %s', async (offset, value, code) => {
+    await using region = await openRegion(path, { sizeBytes: 4096, create: true });
+    await expect(region.publish(offset, value)).rejects.toEqual(failsWith(code));
+    expect(region.bytes.every((byte) => byte === 0)).toBe(true);
+  });
+});
+
+describe('growing', () => {
+  test.each(['msync', 'cache-flush'] as const)('by %s keeps the bytes and adds zeros', async (means) => {
+    await using region = await openRegion(path, { sizeBytes: 8192, create: true, means });
+    region.bytes.fill(7);
+    await region.grow(20_000);
+    expect([region.sizeBytes, region.bytes.length, statSync(path).size]).toEqual([20_480, 20_480, 20_480]);
+    expect(statSync(path).blocks * 512).toBeGreaterThanOrEqual(20_480);
+    expect(region.bytes.every((byte, i) => byte === (i < 8192 ? 7 : 0))).toBe(true);
+    expect(region.means).toBe(means);
+    await region.write(20_000, Uint8Array.of(5));
+    await region.persist();
+    expect(readFileSync(path)[20_000]).toBe(5);
+  });
+
+  test('takes the memory out of the old view, and shows in it until then what is stored', async () => {
+    await using region = await openRegion(path, { sizeBytes: 4096, create: true });
+    const old = region.bytes;
+    const growth = region.grow(8192);
+    expect(region.bytes).toBe(old);
+    old[100] = 42;
+    await growth;
+    expect([old.length, old.buffer.byteLength, region.bytes[100]]).toEqual([0, 0, 42]);
+    expect(region.bytes).toBe(region.bytes);
+  });
+
+  test('to what it has does nothing', async () => {
+    await using region = await openRegion(path, { sizeBytes: 8192, create: true });
+    const { bytes } = region;
+    await region.grow(1);
+    await region.grow(8192);
+    expect(region.bytes).toBe(bytes);
+    expect(bytes.length).toBe(8192);
+  });
+
+  test('asked for at once ends at the largest, and leaves no mapping behind', () => {
+    const script = `const region = await openRegion(path, { sizeBytes: 4096, create: true });
+      const maps = () => readFileSync('/proc/self/maps', 'utf8').split(path).length - 1;
+      await Promise.all([8192, 65536, 16384, 4096, 32768].map((size) => region.grow(size)));
+      for (let size = 70000; size < 300000; size += 4096) await region.grow(size);
+      await collect();
+      print([region.sizeBytes, maps()]);`;
+    expect(runChild(script, ['--expose-gc'])).toEqual([303_104, 1]);
+  });
+
+  test('goes on beside what is being persisted and written', async () => {
+    await using region = await openRegion(path, { sizeBytes: 1 << 16, create: true });
+    const work: Promise<void>[] = [];
+    for (let i = 1; i <= 8; i++) {
+      region.bytes.fill(i);
+      work.push(region.persist(), region.grow((1 << 16) * (i + 1)), region.write(i, Uint8Array.of(100 + i)));
+    }
+    await Promise.all(work);
+    expect(region.sizeBytes).toBe(9 << 16);
+    expect([...readFileSync(path).subarray(8, 10)]).toEqual([108, 8]);
+  });
+
+  test('keeps the file locked', async () => {
+    const region = await openRegion(path, { sizeBytes: 4096, create: true });
+    await region.grow(8192);
+    await expect(openRegion(path)).rejects.toEqual(failsWith('ERR_HOLDFAST_DEVICE_BUSY'));
+    await region.close();
+    await (await openRegion(path)).close();
+  });
+
+  test.each<[unknown, string]>([
+    [0, 'ERR_HOLDFAST_BAD_ARGUMENT'],
+    [4096.5, 'ERR_HOLDFAST_BAD_ARGUMENT'],
+    [Number.NaN, 'ERR_HOLDFAST_BAD_ARGUMENT'],
+    ['8192', 'ERR_HOLDFAST_BAD_ARGUMENT'],
+    [regionBytesMax + 1, 'ERR_HOLDFAST_OUT_OF_RANGE'],
+  ])('to %s is refused, with nothing changed', async (sizeBytes, code) => {
+    await using region = await openRegion(path, { sizeBytes: 4096, create: true });
+    const { bytes } = region;
+    await expect(region.grow(sizeBytes as number)).rejects.toEqual(failsWith(code));
+    expect([region.bytes, bytes.length, statSync(path).size]).toEqual([bytes, 4096, 4096]);
+  });
+
+  test('is waited for by close, and refused after it', async () => {
+    const region = await openRegion(path, { sizeBytes: 4096, create: true });
+    const ended: string[] = [];
+    await Promise.all([
+      region.grow(8192).then(() => ended.push('grow')),
+      region.close().then(() => ended.push('close')),
+    ]);
+    expect(ended).toEqual(['grow', 'close']);
+    await expect(region.grow(16_384)).rejects.toEqual(failsWith('ERR_HOLDFAST_CLOSED'));
+    expect(statSync(path).size).toBe(8192);
+    await (await openRegion(path)).close();
+  });
+
+  test('remembers a failed persist', async () => {
+    const region = await openRegion(path, { sizeBytes: 4096, create: true, means: 'msync' });
+    const lost = Object.assign(new Error('msync'), { code: 'EIO' });
+    const spy = vi.spyOn(native().region, 'persist').mockRejectedValue(lost);
+    await expect(region.persist()).rejects.toEqual(failsWith('ERR_HOLDFAST_FLUSH_FAILED'));
+    spy.mockRestore();
+    await region.grow(8192);
+    await expect(region.persist()).rejects.toEqual(failsWith('ERR_HOLDFAST_FLUSH_FAILED'));
+    await expect(region.write(0, new Uint8Array(1))).rejects.toEqual(failsWith('ERR_HOLDFAST_FLUSH_FAILED'));
+    await expect(region.publish(0, 1n)).rejects.toEqual(failsWith('ERR_HOLDFAST_FLUSH_FAILED'));
+    expect(region.bytes[0]).toBe(0);
+    await region.close();
+  });
+
+  test('on a full disk is refused, and the region goes on as it was', (context) => {
+    const script = `mount -t tmpfs -o size=1m none ${folder} && exec "$@"`;
+    const child = `import { openRegion } from ${JSON.stringify(distRegion)};
+      import { statSync } from 'node:fs';
+      const path = ${JSON.stringify(path)};
+      const region = await openRegion(path, { sizeBytes: 1 << 19, create: true });
+      region.bytes.fill(3);
+      await region.grow(2 << 20).catch((error) => console.log(error.code));
+      await region.persist();
+      console.log(region.bytes.length, region.bytes.at(-1), statSync(path).size);`;
+    const { stdout, stderr, status } = spawnSync(
+      'unshare',
+      ['--user', '--map-root-user', '--mount', 'sh', '-c', script, 'sh'].concat([
+        process.execPath,
+        '--input-type=module',
+        '-e',
+        child,
+      ]),
+      { encoding: 'utf8' },
+    );
+    if (status !== 0) return context.skip(`the kernel permits no mount of our own here: ${stderr?.trim()}`);
+    expect(stdout.trim().split('\n')).toEqual(['ERR_HOLDFAST_NO_SPACE', `${1 << 19} 3 ${1 << 19}`]);
+  });
+});
+
 describe('closing', () => {
   test('takes the memory out of every view, and refuses later use', async () => {
     const region = await openRegion(path, { sizeBytes: 4096, create: true });
@@ -295,6 +521,34 @@ describe('memory', () => {
     expect(runChild(script, flags)).toEqual(['ERR_HOLDFAST_DETACHED', true, 42, false]);
   });
 
+  test('that was transferred away before it grew stays mapped with its new owner, and shows the same bytes', () => {
+    const script = `const region = await openRegion(path, { sizeBytes: 1 << 20, create: true });
+      let stolen = new Uint8Array(region.bytes.buffer.transfer());
+      await region.grow(2 << 20);
+      stolen[5] = 42;
+      const seen = region.bytes[5];
+      await region.close();
+      await collect();
+      stolen[6] = 43;
+      const kept = [seen, isMapped(), readFileSync(path)[6]];
+      stolen = undefined;
+      await collect();
+      print([...kept, isMapped()]);`;
+    expect(runChild(script, ['--expose-gc', ...transferFlags])).toEqual([42, true, 43, false]);
+  });
+
+  test('of a region that is dropped after it grew is unmapped and unlocked once it is collected', () => {
+    const script = `let region = await openRegion(path, { sizeBytes: 1 << 20, create: true });
+      const old = region.bytes;
+      await region.grow(2 << 20);
+      region = undefined;
+      await collect();
+      await (await openRegion(path)).close();
+      await collect();
+      print([old.length, isMapped()]);`;
+    expect(runChild(script, ['--expose-gc'])).toEqual([0, false]);
+  });
+
   test('cannot be moved by structuredClone: a copy or a refusal, never a loss', () => {
     const script = `const region = await openRegion(path, { sizeBytes: 4096, create: true });
       region.bytes[5] = 42;
@@ -351,13 +605,33 @@ describe('a worker', () => {
       const { region } = native();
       const busy = new Uint8Array(1 << 26);
       parentPort.postMessage('busy');
-      for (;;) { busy.fill(1); await region.open(path, 4096, 4096, true).catch(() => {}); }
+      for (;;) { busy.fill(1); await region.open(path, 4096, 4096, true, 'auto').catch(() => {}); }
     `)}
       for (let i = 0; i < 3; i++) {
         const worker = start();
         await message(worker);
         await worker.terminate();
       }
+      print('alive');`;
+    expect(runChild(script)).toBe('alive');
+  });
+
+  test('may be terminated while it grows', () => {
+    const script = `${inWorker(`
+      const region = await openRegion(path, { sizeBytes: 4096, create: true });
+      parentPort.postMessage('growing');
+      for (let size = 8192; ; size += 4096) {
+        await region.grow(size);
+        region.bytes.fill(1);
+        await region.persist(0, 4096);
+      }
+    `)}
+      for (let i = 0; i < 10; i++) {
+        const worker = start();
+        await message(worker);
+        await worker.terminate();
+      }
+      await (await openRegion(path)).close();
       print('alive');`;
     expect(runChild(script)).toBe('alive');
   });
