@@ -44,6 +44,7 @@ export type {
   WriteOptions,
   WriteZeroesOptions,
 } from './storage/block-device.ts';
+export type { DigestAlgorithm } from './storage/digest.ts';
 export {
   type DirectDevice,
   type DirectDeviceOptions,
@@ -57,4 +58,13 @@ export { MemoryDevice, type MemoryDeviceOptions } from './storage/memory-device.
 export { type OpenDeviceOptions, OpenedDevice, openDevice } from './storage/open-device.ts';
 export { openRegion, type PersistMeans, type Region, type RegionOptions, regionBytesMax } from './storage/region.ts';
 export type { EngineName, EngineReport, RingOptions } from './storage/ring.ts';
+export {
+  type DeviceScan,
+  type ScanBatch,
+  type ScanOptions,
+  type ScanProgress,
+  scanBlockBytesMax,
+  scanBlockBytesMin,
+  scanDevice,
+} from './storage/scan.ts';
 export { type ProbeOptions, probeSignatures, type Signature } from './storage/signatures.ts';

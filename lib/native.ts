@@ -119,11 +119,58 @@ export interface NativeRing {
   directAlignment(fd: number): { memoryBytes: number; offsetBytes: number } | undefined;
 }
 
+/** A scan of native/scan, opaque. */
+export type NativeScanHandle = { readonly nativeScan: unique symbol };
+
+export interface NativeScanSettings {
+  /** Duplicated: the scan keeps a descriptor of its own until `close`. */
+  readonly fd: number;
+  /** The range, in bytes. */
+  readonly offset: number;
+  readonly length: number;
+  readonly blockBytes: number;
+  /** Blocks that are read at once, such reads in a batch, and finished batches that may wait to be taken. */
+  readonly pieceBlocks: number;
+  readonly batchPieces: number;
+  readonly batches: number;
+  /** Reads in flight, for each of the threads that checksum. */
+  readonly depth: number;
+  readonly lanes: number;
+  /** Reads are widened to multiples of it: a power of two. */
+  readonly alignmentBytes: number;
+  /** As `NativeRing.create` takes it. */
+  readonly engine: number;
+  /** Infinity: as fast as it goes. */
+  readonly bytesPerSecond: number;
+  readonly algorithm: string;
+}
+
+/** native/scan: the binding of lib/storage/scan-file.ts. */
+export interface NativeScan {
+  /** `onReady` is called when a batch can be taken, and once more when the scan has ended. Throws an errno's name as `code`. */
+  start(settings: NativeScanSettings, onReady: () => void): NativeScanHandle;
+  /** Copies the checksums of the next batch in order; the number of its blocks, or 0 if it is not finished. */
+  take(scan: NativeScanHandle, checksums: Uint8Array): number;
+  doneBytes(scan: NativeScanHandle): number;
+  setRate(scan: NativeScanHandle, bytesPerSecond: number): void;
+  /** Starts no further read. It has ended when those in flight have. */
+  cancel(scan: NativeScanHandle): void;
+  /** Nothing more will come; what is finished can still be taken. */
+  ended(scan: NativeScanHandle): boolean;
+  /** Once it has ended: lets go of the file. */
+  close(scan: NativeScanHandle): void;
+  /** Whether the event loop stays alive for it. */
+  keepAlive(scan: NativeScanHandle, wanted: boolean): void;
+  /** `result`: a negative errno, 1 if the file ended early, 2 if the digest's library failed. */
+  failure(scan: NativeScanHandle): { result: number; offset: number; length: number } | undefined;
+}
+
 export interface NativeAddon {
   readonly checksum: NativeChecksum;
   readonly identify: NativeIdentify;
   readonly region: NativeRegion;
   readonly ring: NativeRing;
+  readonly scan: NativeScan;
 }
 
 const root = fileURLToPath(new URL('..', import.meta.url));

@@ -15,6 +15,7 @@
 #include "identify/identify.h"
 #include "region/region.h"
 #include "ring/ring.h"
+#include "scan/scan.h"
 
 namespace {
 
@@ -29,6 +30,7 @@ Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
   add_folder("identify", holdfast::identify::Register);
   add_folder("region", holdfast::region::Register);
   add_folder("ring", holdfast::ring::Register);
+  add_folder("scan", holdfast::scan::Register);
   return exports;
 }
 

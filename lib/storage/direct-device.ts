@@ -59,6 +59,26 @@ export interface DirectReport extends EngineReport {
   readonly directReason: string;
 }
 
+/** The open file in the hands of a native pipeline that reads it by itself. */
+export interface LentFile {
+  readonly fd: number;
+  /** Offsets and lengths of its reads are multiples of this. */
+  readonly alignmentBytes: number;
+  readonly engine: EngineReport;
+  /** Counts reads that were done. */
+  count(reads: number, bytes: number): void;
+  /** Nothing reads it any more. */
+  release(): void;
+}
+
+export const lendFile = Symbol('lendFile');
+
+/** What can lend its file. */
+export interface FileLender {
+  /** `onClosing` is called when the device is being closed, which waits for `release`. */
+  [lendFile](onClosing: () => void): LentFile;
+}
+
 /** What was found when it was opened. */
 interface Opened {
   readonly handle: FileHandle;
@@ -133,7 +153,7 @@ const pickUp = (resolve: () => void, reject: (error: HoldfastError) => void) => 
   lastReject = reject;
 };
 
-export class DirectDevice implements BlockDevice {
+export class DirectDevice implements BlockDevice, FileLender {
   readonly kind = 'direct';
   readonly name: string;
   readonly readOnly: boolean;
@@ -148,6 +168,8 @@ export class DirectDevice implements BlockDevice {
   readonly #freeRequests: DeviceRequest[] = [];
   /** Operations, and requests of several steps. */
   readonly #inFlight = new InFlight();
+  /** Told when it is being closed. */
+  readonly #borrowers = new Set<() => void>();
   #closing: Promise<void> | undefined;
   #flushFailure: HoldfastError | undefined;
   readonly #flushes = new SharedRun(() => this.#flushNow());
@@ -237,7 +259,26 @@ export class DirectDevice implements BlockDevice {
     return this.close();
   }
 
+  [lendFile](onClosing: () => void): LentFile {
+    this.#admit(RingOperation.read, 0, 0, undefined);
+    this.#borrowers.add(onClosing);
+    this.#inFlight.enter();
+    return {
+      fd: this.#opened.handle.fd,
+      alignmentBytes: this.#blockMask + 1,
+      engine: this.#ring.report(),
+      count: (reads, bytes) => {
+        this.#stats.reads += reads;
+        this.#stats.readBytes += bytes;
+      },
+      release: () => {
+        if (this.#borrowers.delete(onClosing)) this.#inFlight.leave();
+      },
+    };
+  }
+
   async #close(): Promise<void> {
+    for (const onClosing of this.#borrowers) onClosing();
     await this.#inFlight.drained();
     this.#ring.removeFile(this.#slot);
     await this.#opened.handle.close();

@@ -1,10 +1,18 @@
 /** The public opener: a block device or file as a BlockDevice that serves any request. */
-import { type DirectDevice, type DirectDeviceOptions, type DirectReport, openDirectDevice } from './direct-device.ts';
+import {
+  type DirectDevice,
+  type DirectDeviceOptions,
+  type DirectReport,
+  type FileLender,
+  type LentFile,
+  lendFile,
+  openDirectDevice,
+} from './direct-device.ts';
 import { UnalignedDevice } from './unaligned.ts';
 
 export type OpenDeviceOptions = DirectDeviceOptions;
 
-export class OpenedDevice extends UnalignedDevice {
+export class OpenedDevice extends UnalignedDevice implements FileLender {
   readonly #direct: DirectDevice;
 
   /** Made by `openDevice`. */
@@ -16,6 +24,10 @@ export class OpenedDevice extends UnalignedDevice {
   /** Which engine serves it and whether past the page cache, with the reasons. */
   report(): DirectReport {
     return this.#direct.engineReport();
+  }
+
+  [lendFile](onClosing: () => void): LentFile {
+    return this.#direct[lendFile](onClosing);
   }
 }
 

@@ -300,7 +300,7 @@ function readSysctl(path: string): string | undefined {
 }
 
 /** How io_uring's completions come in, best first (native/ring/uring.h). */
-const styles = ['deferred', 'cooperative', 'plain'];
+export const styles = ['deferred', 'cooperative', 'plain'];
 
 /** HOLDFAST_IO_URING_STYLE has a new kernel do as an old one: for tests and comparisons. */
 function bestStyle(): number {

@@ -4,6 +4,8 @@
  */
 import { afterEach, describe, expect, test } from 'vitest';
 import type { BlockDevice } from '../../lib/storage/block-device.ts';
+import { crc32c } from '../../lib/storage/checksum.ts';
+import { type ScanOptions, scanDevice } from '../../lib/storage/scan.ts';
 
 export interface ConformanceTarget {
   /** Writable, at least `conformanceSizeBytes` big, all zeros. Closed by the suite. */
@@ -79,6 +81,7 @@ export function conformance(name: string, make: MakeTarget, features: readonly C
     describeCancelling(open);
     describeClosing(open);
     describeStats(open);
+    describeScanning(open);
 
     if (features.includes('lease')) describeLeasedMemory(open, (lengthBytes) => target!.lease!(lengthBytes));
     if (features.includes('reopenReadOnly')) describeReadOnly(open, () => target!.reopenReadOnly!());
@@ -496,5 +499,64 @@ function describeStats(open: Open): void {
     await device.read(3, zeros(4));
     await device.writeZeroes(5, 7);
     expect(device.stats().unalignedRequests - before).toBe(device.geometry.logicalBlockBytes > 1 ? 3 : 0);
+  });
+}
+
+function describeScanning(open: Open): void {
+  test.each<[string, ScanOptions]>([
+    ['all of it', {}],
+    ['small blocks', { blockBytes: 512, offset: mebibyte, length: mebibyte }],
+    ['a short last block', { blockBytes: 65_536, offset: 4096, length: 3 * mebibyte + 512 }],
+    ['odd ends', { blockBytes: 1000, offset: 777, length: 300_001 }],
+    ['one block, longer than what is read at once', { blockBytes: 5 * mebibyte + 3, offset: 1 }],
+    ['nothing', { offset: 4096, length: 0 }],
+  ])('a scan gives the checksum of every block: %s', async (_, options) => {
+    const device = await open();
+    const { sizeBytes } = device.geometry;
+    const content = new Uint8Array(sizeBytes);
+    for (let offset = 0; offset < sizeBytes; offset += 4 * mebibyte) {
+      const bytes = pattern(Math.min(mebibyte, sizeBytes - offset), offset / mebibyte);
+      content.set(bytes, offset);
+      await device.write(offset, bytes);
+    }
+    const { offset = 0, length = sizeBytes - offset, blockBytes = 65_536 } = options;
+    const found: number[] = [];
+    const scan = scanDevice(device, options);
+    for await (const batch of scan) {
+      expect(batch.offset).toBe(offset + found.length * blockBytes);
+      expect(batch.length).toBe(Math.min(batch.blocks * blockBytes, offset + length - batch.offset));
+      found.push(...batch.crc32c());
+    }
+    const range = content.subarray(offset, offset + length);
+    const expected = Array.from({ length: Math.ceil(length / blockBytes) }, (_, block) =>
+      crc32c(range.subarray(block * blockBytes, (block + 1) * blockBytes)),
+    );
+    expect(found).toEqual(expected);
+    expect(scan.progress()).toMatchObject({ doneBytes: length, totalBytes: length });
+  });
+
+  test('a scan that is left early, or cancelled, leaves a device that serves and closes', async () => {
+    const device = await open();
+    const controller = new AbortController();
+    for await (const batch of scanDevice(device, { blockBytes: 4096, length: 4 * mebibyte })) {
+      expect(batch.blocks).toBeGreaterThan(0);
+      break;
+    }
+    const scan = scanDevice(device, { signal: controller.signal });
+    controller.abort();
+    await expect(scan[Symbol.asyncIterator]().next()).rejects.toEqual(code('ERR_HOLDFAST_ABORTED'));
+    await device.write(0, pattern(4096, 1));
+    expectSame(await readBytes(device, 0, 4096), pattern(4096, 1));
+    await device.close();
+    await expect(scanDevice(device)[Symbol.asyncIterator]().next()).rejects.toEqual(code('ERR_HOLDFAST_CLOSED'));
+  });
+
+  test('a scan outside is refused', async () => {
+    const device = await open();
+    const { sizeBytes } = device.geometry;
+    const refusal = code('ERR_HOLDFAST_OUT_OF_RANGE');
+    expect(() => scanDevice(device, { offset: sizeBytes, length: 1 })).toThrow(refusal);
+    expect(() => scanDevice(device, { offset: -1 })).toThrow(refusal);
+    expect(() => scanDevice(device, { offset: sizeBytes + 1 })).toThrow(refusal);
   });
 }
