@@ -211,21 +211,21 @@ export class MirrorEngine {
     }
   }
 
-  async write(offset: number, data: Uint8Array, flags: WriteFlags): Promise<void> {
+  write(offset: number, data: Uint8Array, flags: WriteFlags): Promise<void> {
     const bytes = flags.stable ? data : new Uint8Array(data);
-    await this.#mirrored(offset, bytes.length, flags, {
+    return this.#mirrored(offset, bytes.length, flags, {
       local: (device) => device.write(offset, bytes, { fua: flags.fua }),
       remote: (session) => this.#send(session, offset, bytes, flags.fua),
     });
   }
 
-  async writeZeroes(
+  writeZeroes(
     offset: number,
     length: number,
     flags: { readonly fua: boolean; readonly mayUnmap: boolean; readonly signal?: AbortSignal | undefined },
   ): Promise<void> {
     const { fua, mayUnmap } = flags;
-    await this.#mirrored(offset, length, flags, {
+    return this.#mirrored(offset, length, flags, {
       local: (device) => device.writeZeroes(offset, length, { fua, mayUnmap }),
       remote: (session) => session.request(zeroMethod, { ...this.#fence(), offset, length, fua, mayUnmap }),
     });
@@ -237,7 +237,7 @@ export class MirrorEngine {
     this.#requests += 1;
     try {
       const local = settledResult(this.own.flush());
-      const confirmed = await this.#untilConfirmed((replica) => replica.flush.run());
+      const confirmed = await this.#untilConfirmed(({ flush }) => flush.run(), 0, 0, false);
       const failure = await local;
       if (failure !== undefined) await this.#orElse(failure, confirmed);
     } finally {
@@ -310,7 +310,7 @@ export class MirrorEngine {
     this.changedAtMs = Math.floor(this.#options.clock.wallMs());
     if (this.#replica === undefined) this.marks.mark(offset, length);
     const own = settledResult(this.own.write(local));
-    const copied = this.#untilConfirmed((replica) => this.#copied(replica, remote, offset, length, fua));
+    const copied = this.#untilConfirmed(({ session }) => remote(session), offset, length, fua);
     if (isPlanted('acknowledged-before-peer')) {
       copied.catch(() => {});
       await own;
@@ -331,37 +331,27 @@ export class MirrorEngine {
     await this.#orElse(failure, confirmed);
   }
 
-  /** The range is accounted for as soon as the peer has answered: the peer can be ahead of a slow own device. */
-  async #copied(
-    replica: Replica,
-    remote: (session: PeerSession) => Promise<unknown>,
-    offset: number,
-    length: number,
-    fua: boolean,
-  ): Promise<void> {
-    try {
-      await remote(replica.session);
-    } catch (error) {
-      this.#peerFailed(replica, error);
-      this.marks.mark(offset, length);
-      throw error;
-    }
-    if (this.#replica !== replica) this.marks.mark(offset, length);
-    else if (!fua) this.#unflushed.mark(offset, length);
-  }
-
   /**
    * Asks the peer, and whichever comes to be attached in its place, until one has done it. False if there is none
    * without which nothing may be acknowledged. Throws ERR_HOLDFAST_OUTCOME_UNKNOWN.
+   * The range is accounted for as soon as the peer has answered: the peer can be ahead of a slow own device.
    */
-  async #untilConfirmed(ask: (replica: Replica) => Promise<unknown>): Promise<boolean> {
+  async #untilConfirmed(
+    ask: (replica: Replica) => Promise<unknown>,
+    offset: number,
+    length: number,
+    fua: boolean,
+  ): Promise<boolean> {
     for (let replica = this.#replica; replica !== undefined; ) {
       const request = replica.watch.begin();
       try {
         await ask(replica);
+        if (this.#replica !== replica) this.marks.mark(offset, length);
+        else if (!fua) this.#unflushed.mark(offset, length);
         return true;
       } catch (error) {
         this.#peerFailed(replica, error);
+        this.marks.mark(offset, length);
       } finally {
         replica.watch.end(request);
       }

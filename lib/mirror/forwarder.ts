@@ -164,6 +164,11 @@ export function checkSameProcess(write: ForwardedWrite, incarnation: string | un
   if (write.sentTo !== undefined && write.sentTo !== incarnation) throw outcomeUnknown();
 }
 
+/** A request that need not be cut: most. */
+export function isOnePiece(offset: number, length: number): boolean {
+  return (offset % MAX_PIECE_BYTES) + length <= MAX_PIECE_BYTES;
+}
+
 /** The pieces of a long request: cut at multiples of the piece size on the device, so that no block is cut. */
 export function* pieces(
   offset: number,

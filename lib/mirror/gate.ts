@@ -57,8 +57,8 @@ export class Gate {
     for (const waiter of waiters) waiter.fail(error);
   }
 
-  /** The open gate, now or when it opens. */
-  async enter(signal: AbortSignal | undefined): Promise<OpenGate> {
+  /** The open gate, now or when it opens. What can be told at once it returns, or throws. */
+  enter(signal: AbortSignal | undefined): OpenGate | Promise<OpenGate> {
     if (this.#end !== undefined) throw this.#end;
     if (signal?.aborted) throw abortedError(signal);
     if (this.#state.mode !== 'closed') return this.#state;

@@ -100,13 +100,14 @@ export class MirrorService {
 
   #handleMirroring(): void {
     const node = this.#node;
-    node.handle(writeMethod, async ({ control: { volume, view, offset, fua }, data }, session) => {
-      const origin = { session, view };
-      await this.#volume(volume, session).applyWrite(origin, offset, data.length, (device) =>
-        device.write(offset, data, { fua, stable: true }),
-      );
-      return DONE;
-    });
+    const done = () => DONE;
+    node.handle(writeMethod, ({ control: { volume, view, offset, fua }, data }, session) =>
+      this.#volume(volume, session)
+        .applyWrite({ session, view }, offset, data.length, (device) =>
+          device.write(offset, data, { fua, stable: true }),
+        )
+        .then(done),
+    );
     node.handle(zeroMethod, async ({ control: { volume, view, offset, length, fua, mayUnmap } }, session) => {
       const origin = { session, view };
       await this.#volume(volume, session).applyWrite(origin, offset, length, (device) =>

@@ -16,8 +16,8 @@ import type { BlockDevice, Geometry, IoOptions, WriteOptions, WriteZeroesOptions
 import { Access } from './access.ts';
 import { Applier } from './applier.ts';
 import { Controller, type ControllerEvent, type ControllerStatus } from './controller.ts';
-import { MirrorEngine } from './engine.ts';
-import { checkSameProcess, type ForwardedWrite, Forwarder, MAX_SPAN, pieces } from './forwarder.ts';
+import { MirrorEngine, type WriteFlags } from './engine.ts';
+import { checkSameProcess, type ForwardedWrite, Forwarder, isOnePiece, MAX_SPAN, pieces } from './forwarder.ts';
 import { Gate, type OpenGate } from './gate.ts';
 import type { MemberStore } from './member-store.ts';
 import { Once } from './once.ts';
@@ -209,17 +209,21 @@ export class MirroredVolume extends BaseDevice {
     }
   }
 
-  protected async performWrite(offset: number, buffer: Uint8Array, options: WriteOptions | undefined): Promise<void> {
+  protected performWrite(offset: number, buffer: Uint8Array, options: WriteOptions | undefined): Promise<void> {
     const flags = { fua: options?.fua ?? false, stable: options?.stable ?? false, signal: options?.signal };
-    const writes = [...pieces(offset, buffer.length)].map(({ at, end }) => {
-      const part = buffer.subarray(at - offset, end - offset);
-      return this.#attemptWrite(
-        options?.signal,
-        () => this.#engine.write(at, part, flags),
-        (session, write) => this.#forwarder.write(session, write, at, stableCopy(part, flags.stable), flags.fua),
-      );
-    });
-    await allEnded(writes);
+    if (isOnePiece(offset, buffer.length)) return this.#writePiece(offset, buffer, flags);
+    const writes = [...pieces(offset, buffer.length)].map(({ at, end }) =>
+      this.#writePiece(at, buffer.subarray(at - offset, end - offset), flags),
+    );
+    return allEnded(writes);
+  }
+
+  #writePiece(offset: number, data: Uint8Array, flags: WriteFlags): Promise<void> {
+    return this.#attemptWrite(
+      flags.signal,
+      () => this.#engine.write(offset, data, flags),
+      (session, write) => this.#forwarder.write(session, write, offset, stableCopy(data, flags.stable), flags.fua),
+    );
   }
 
   protected async performFlush(options: IoOptions | undefined): Promise<void> {
@@ -267,49 +271,53 @@ export class MirroredVolume extends BaseDevice {
   }
 
   /** One try after the other until the gate leads to a member that executes it. */
-  async #attempt(signal: AbortSignal | undefined, tryOnce: (gate: OpenGate) => Promise<void>): Promise<void> {
+  async #attempt(
+    signal: AbortSignal | undefined,
+    tryOnce: (gate: OpenGate) => Promise<void>,
+    ended?: () => void,
+  ): Promise<void> {
     if (this.#underWay >= this.#maxRequests) throw tooMany(this.name, this.#underWay);
     this.#underWay += 1;
     try {
-      await this.#attemptUntilDone(signal, tryOnce);
+      for (;;) {
+        const entered = this.#gate.enter(signal);
+        const gate = entered instanceof Promise ? await entered : entered;
+        const { epoch } = this.#gate;
+        try {
+          await tryOnce(gate);
+          return;
+        } catch (error) {
+          if (!mayTryAgain(error)) throw error;
+          if (this.#gate.epoch === epoch) await this.#shortWait();
+        }
+      }
     } finally {
       this.#underWay -= 1;
+      ended?.();
     }
   }
 
-  async #attemptUntilDone(signal: AbortSignal | undefined, tryOnce: (gate: OpenGate) => Promise<void>): Promise<void> {
-    for (;;) {
-      const gate = await this.#gate.enter(signal);
-      const { epoch } = this.#gate;
-      try {
-        await tryOnce(gate);
-        return;
-      } catch (error) {
-        if (!mayTryAgain(error)) throw error;
-        if (this.#gate.epoch === epoch) await this.#shortWait();
-      }
-    }
-  }
-
-  async #attemptWrite(
+  #attemptWrite(
     signal: AbortSignal | undefined,
     local: () => Promise<void>,
     forward: (session: PeerSession, write: ForwardedWrite) => Promise<void>,
   ): Promise<void> {
     let write: ForwardedWrite | undefined;
-    try {
-      await this.#attempt(signal, async (gate) => {
-        if (gate.mode === 'forward') {
-          write ??= await this.#forwarder.begin();
-          await forward(gate.session, write);
-        } else {
-          if (write !== undefined) checkSameProcess(write, undefined);
-          await local();
-        }
-      });
-    } finally {
-      if (write !== undefined) this.#forwarder.end(write);
-    }
+    const forwarded = async (session: PeerSession) => {
+      write ??= await this.#forwarder.begin();
+      await forward(session, write);
+    };
+    return this.#attempt(
+      signal,
+      (gate) => {
+        if (gate.mode === 'forward') return forwarded(gate.session);
+        if (write !== undefined) checkSameProcess(write, undefined);
+        return local();
+      },
+      () => {
+        if (write !== undefined) this.#forwarder.end(write);
+      },
+    );
   }
 
   /** What was read while access may have moved is not given to anyone: it could be old. */
@@ -402,9 +410,7 @@ export class MirroredVolume extends BaseDevice {
    */
   async #attemptForPeer(session: PeerSession, local: () => Promise<void>): Promise<void> {
     for (;;) {
-      const gate = await this.#gate.enter(undefined).catch((cause: unknown) => {
-        throw notHolder(cause);
-      });
+      const gate = await this.#gateForPeer();
       // Nobody waits for the answer any more: what counts is asked for again.
       if (gate.mode !== 'local' || !session.open) throw notHolder();
       const { epoch } = this.#gate;
@@ -415,6 +421,14 @@ export class MirroredVolume extends BaseDevice {
         if (!isHoldfastError(error, 'ERR_HOLDFAST_OUT_OF_STEP')) throw error;
         if (this.#gate.epoch === epoch) await this.#shortWait();
       }
+    }
+  }
+
+  async #gateForPeer(): Promise<OpenGate> {
+    try {
+      return await this.#gate.enter(undefined);
+    } catch (cause) {
+      throw notHolder(cause);
     }
   }
 
@@ -489,8 +503,6 @@ function mayTryAgain(error: unknown): boolean {
 
 /** Waits for all, so that no buffer is in use any more, then fails with the first error if there was one. */
 async function allEnded(requests: readonly Promise<void>[]): Promise<void> {
-  const [first] = requests;
-  if (requests.length === 1) return first;
   const results = await Promise.allSettled(requests);
   for (const result of results) if (result.status === 'rejected') throw result.reason;
 }
