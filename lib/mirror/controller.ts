@@ -680,7 +680,7 @@ export class Controller {
   }
 
   /** The target's side of `adopt`. */
-  adopt(view: View, scope: 'nothing' | 'bitmap' | 'all', session: PeerSession): Promise<Reply<Record<string, never>>> {
+  adopt(view: View, scope: 'nothing' | 'bitmap' | 'all', session: PeerSession): Promise<Reply<undefined>> {
     return this.#steps.run(async () => {
       const { engine, applier } = this.#options;
       const sound = view.inSync === maskOf(otherMember(this.self)) && view.holder === otherMember(this.self);
@@ -699,7 +699,7 @@ export class Controller {
       this.#attached = session;
       this.#role = 'target';
       this.#openForward(session);
-      return { control: {}, data: engine.marks.isEmpty ? [] : [engine.marks.toBytes()] };
+      return { control: undefined, data: engine.marks.isEmpty ? [] : [engine.marks.toBytes()] };
     });
   }
 
@@ -767,7 +767,7 @@ export class Controller {
   }
 
   /** The target's side of `join`: what it has acknowledged so far is durable before it counts itself in sync. */
-  join(view: View, session: PeerSession): Promise<Reply<Record<string, never>>> {
+  join(view: View, session: PeerSession): Promise<Reply<undefined>> {
     return this.#steps.run(async () => {
       const { engine, applier } = this.#options;
       const sound = view.inSync === BOTH && view.holder !== this.self && view.number > this.#record.known.number;
@@ -781,7 +781,7 @@ export class Controller {
       engine.attach(session, true);
       this.#bePaired();
       this.#openLocal();
-      return { control: {} };
+      return { control: undefined };
     });
   }
 
@@ -795,7 +795,7 @@ export class Controller {
   }
 
   /** The peer has left, durably: this member goes on alone. */
-  left(view: View, flushed: boolean, session: PeerSession): Promise<Reply<Record<string, never>>> {
+  left(view: View, flushed: boolean, session: PeerSession): Promise<Reply<undefined>> {
     return this.#steps.run(async () => {
       const sound = view.inSync === maskOf(this.self) && view.holder === this.self && !this.#stopped;
       if (this.#peerLeaving !== session || !sound || view.number <= this.#record.known.number) throw notNow('left');
@@ -805,7 +805,7 @@ export class Controller {
       await this.#options.applier.done();
       await this.#enter(view, baseId);
       await this.#serveAlone();
-      return { control: {} };
+      return { control: undefined };
     });
   }
 

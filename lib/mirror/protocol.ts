@@ -25,6 +25,7 @@ import { z } from 'zod';
 import type { Method } from '../peer/peer.ts';
 import { policingBatchSchema } from './policing-wire.ts';
 import { HISTORY_LENGTH } from './view.ts';
+import { writeBodyFormat } from './write-body.ts';
 
 /** The largest piece of data in one message. Longer requests are sent in pieces. */
 export const MAX_PIECE_BYTES = 1024 * 1024;
@@ -80,7 +81,8 @@ export const meetingSchema = z.strictObject({
 
 export type Meeting = z.infer<typeof meetingSchema>;
 
-const empty = z.strictObject({});
+/** A body of no bytes. */
+const nothing = z.undefined();
 
 type Shape<Request, Response> = Omit<Method<Request, Response>, 'maxRequestDataBytes' | 'maxResponseDataBytes'>;
 
@@ -115,7 +117,7 @@ export const adoptMethod = define(
     name: 'adopt',
     channel: 'bulk',
     request: z.strictObject({ volume: id, view: viewSchema, scope: z.enum(['nothing', 'bitmap', 'all']) }),
-    response: empty,
+    response: nothing,
   },
   { responseBytes: MAX_BITMAP_BYTES },
 );
@@ -127,7 +129,7 @@ export const joinMethod = define({
   name: 'join',
   channel: 'control',
   request: viewRequest,
-  response: empty,
+  response: nothing,
 });
 
 export const leaveMethod = define({
@@ -144,7 +146,7 @@ export const leftMethod = define({
   channel: 'control',
   /** `flushed`: all that the leaver has confirmed is durable. */
   request: z.strictObject({ volume: id, view: viewSchema, flushed: z.boolean() }),
-  response: empty,
+  response: nothing,
 });
 
 /** Member 1 has opened the volume: member 0 may begin a meeting. */
@@ -153,7 +155,7 @@ export const readyMethod = define({
   name: 'ready',
   channel: 'control',
   request: z.strictObject({ volume: id }),
-  response: empty,
+  response: nothing,
 });
 
 const range = { volume: id, offset: whole };
@@ -167,7 +169,8 @@ export const writeMethod = define(
     name: 'write',
     channel: 'bulk',
     request: z.strictObject({ ...fenced, fua: z.boolean() }),
-    response: empty,
+    requestFormat: writeBodyFormat,
+    response: nothing,
   },
   { requestBytes: MAX_PIECE_BYTES },
 );
@@ -179,7 +182,7 @@ export const zeroMethod = define({
   name: 'zero',
   channel: 'bulk',
   request: zeroRequest,
-  response: empty,
+  response: nothing,
 });
 
 export const flushMethod = define({
@@ -187,7 +190,7 @@ export const flushMethod = define({
   name: 'flush',
   channel: 'bulk',
   request: z.strictObject({ volume: id, view: viewNumber }),
-  response: empty,
+  response: nothing,
 });
 
 /** Policing: who may read and write which extents (policing-wire.ts). */
@@ -196,7 +199,7 @@ export const accessMethod = define({
   name: 'access',
   channel: 'control',
   request: z.strictObject({ volume: id, view: viewNumber, messages: policingBatchSchema }),
-  response: empty,
+  response: nothing,
 });
 
 /**
@@ -212,7 +215,7 @@ export const forwardReadMethod = define(
     name: 'forward-read',
     channel: 'bulk',
     request: z.strictObject({ ...range, length: piece }),
-    response: empty,
+    response: nothing,
   },
   { responseBytes: MAX_PIECE_BYTES },
 );
@@ -223,7 +226,7 @@ export const forwardWriteMethod = define(
     name: 'forward-write',
     channel: 'bulk',
     request: z.strictObject({ ...forwarded, fua: z.boolean() }),
-    response: empty,
+    response: nothing,
   },
   { requestBytes: MAX_PIECE_BYTES },
 );
@@ -233,7 +236,7 @@ export const forwardZeroMethod = define({
   name: 'forward-zero',
   channel: 'bulk',
   request: z.strictObject({ ...forwarded, length: whole, fua: z.boolean(), mayUnmap: z.boolean() }),
-  response: empty,
+  response: nothing,
 });
 
 export const forwardFlushMethod = define({
@@ -241,5 +244,5 @@ export const forwardFlushMethod = define({
   name: 'forward-flush',
   channel: 'bulk',
   request: z.strictObject({ volume: id }),
-  response: empty,
+  response: nothing,
 });

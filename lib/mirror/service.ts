@@ -21,7 +21,7 @@ import {
 } from './protocol.ts';
 import type { ForwardedFrom, MirroredVolume } from './volume.ts';
 
-const DONE: Reply<Record<string, never>> = { control: {} };
+const DONE: Reply<undefined> = { control: undefined };
 
 export class MirrorService {
   static readonly #services = new WeakMap<PeerNode, MirrorService>();
@@ -129,7 +129,7 @@ export class MirrorService {
     const node = this.#node;
     node.handle(forwardReadMethod, async ({ control: { volume, offset, length } }, session) => {
       const data = await this.#volume(volume, session).peerRead(session, offset, length);
-      return { control: {}, data: [data] };
+      return { control: undefined, data: [data] };
     });
     node.handle(forwardWriteMethod, async ({ control, data }, session) => {
       const { volume, offset, fua } = control;

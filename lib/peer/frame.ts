@@ -25,7 +25,7 @@
  *   40      4     CRC-32C of the body (control, then data); 0 without a body
  *   44      16    zero
  *   60      4     CRC-32C of bytes 0 … 59
- *   64            control body (MessagePack; see control-body.ts), then data
+ *   64            control body (MessagePack, see control-body.ts, or a method's own format), then data
  */
 import { crc32c } from '../base/checksum.ts';
 import { HoldfastError } from '../base/errors.ts';

@@ -16,6 +16,13 @@ import type { z } from 'zod';
 /** Bulk data never delays control messages and heartbeats: each channel has its own credit window. */
 export type Channel = 'control' | 'bulk';
 
+/** How a kind of body looks on the wire, where that is not MessagePack. */
+export interface BodyFormat<Body> {
+  encode(body: Body): Uint8Array;
+  /** Throws ERR_HOLDFAST_BAD_FRAME. What it gives fits the method's schema. */
+  decode(bytes: Uint8Array): Body;
+}
+
 /** A kind of request: its number on the wire, and the schemas that both directions are checked by. */
 export interface Method<Request, Response> {
   readonly id: number;
@@ -23,6 +30,8 @@ export interface Method<Request, Response> {
   readonly channel: Channel;
   readonly request: z.ZodType<Request>;
   readonly response: z.ZodType<Response>;
+  /** Takes the place of MessagePack and the schema for requests that have to be fast. */
+  readonly requestFormat?: BodyFormat<Request>;
   /** More data than this in a request or a response ends the session before anything is allocated. */
   readonly maxRequestDataBytes: number;
   readonly maxResponseDataBytes: number;

@@ -300,7 +300,7 @@ export class SessionDriver implements PeerSession {
       method: method.id,
       parameter: answerMaxBytes,
       requestId: this.#nextRequestId++,
-      head: headFor(encodeControl(control)),
+      head: headFor(method.requestFormat?.encode(control) ?? encodeControl(control)),
       data,
       dataLength,
     };
@@ -385,7 +385,9 @@ export class SessionDriver implements PeerSession {
     const { method, handler } = registered;
     if (ChannelNumber[method.channel] !== request.channel)
       throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `${method.name} goes over the ${method.channel} channel`);
-    const control = decodeControl(method.request, request.control, `the request ${method.name}`);
+    const control =
+      method.requestFormat?.decode(request.control) ??
+      decodeControl(method.request, request.control, `the request ${method.name}`);
     return handler({ control, data: request.data }, this);
   }
 

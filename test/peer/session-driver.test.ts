@@ -84,6 +84,29 @@ test('an unknown method, a body that does not fit and the wrong channel are answ
   expect(await run(codeOf(session.request(ECHO, 1)))).toBe('answered');
 });
 
+test('a method with a format of its own is not MessagePack on the wire, and its bodies are checked by that', async () => {
+  const heard: number[] = [];
+  const own = method({
+    requestFormat: {
+      encode: (body) => Uint8Array.of(255 - body),
+      decode([byte = 0]) {
+        if (byte < 200) throw new HoldfastError('ERR_HOLDFAST_BAD_FRAME', 'too little');
+        return 255 - byte;
+      },
+    },
+  });
+  const { session, run } = await world((node) =>
+    node.handle(own, async ({ control }) => {
+      heard.push(control);
+      return { control };
+    }),
+  );
+  expect((await run(session.request(own, 7))).control).toBe(7);
+  expect(await run(codeOf(session.request(ECHO, 7)))).toBe('ERR_HOLDFAST_BAD_FRAME');
+  expect(session.open).toBe(true);
+  expect(heard).toEqual([7]);
+});
+
 test('an answer that does not fit the schema, or brings too much, fails its request only', async () => {
   const { session, run } = await world((node) => {
     node.handle(ECHO, async () => ({ control: 'text' as unknown as number }));
