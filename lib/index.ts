@@ -44,7 +44,13 @@ export type {
   WriteOptions,
   WriteZeroesOptions,
 } from './storage/block-device.ts';
-export type { DigestAlgorithm } from './storage/digest.ts';
+export {
+  type DigestAlgorithm,
+  digestAlgorithms,
+  digestBlocks,
+  digestBytes,
+  digestKeyBytes,
+} from './storage/digest.ts';
 export {
   type DirectDevice,
   type DirectDeviceOptions,

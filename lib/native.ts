@@ -119,6 +119,22 @@ export interface NativeRing {
   directAlignment(fd: number): { memoryBytes: number; offsetBytes: number } | undefined;
 }
 
+/** native/digest. */
+export interface NativeDigest {
+  /**
+   * The digest of each block, one after the other, off the event loop; the last block may be short. `bytes` are over
+   * shared memory and stand still until it has settled. Throws EOPNOTSUPP as `code` if it is not available.
+   */
+  digestBlocks(
+    algorithm: string,
+    key: Uint8Array | undefined,
+    bytes: Uint8Array,
+    blockBytes: number,
+  ): Promise<Uint8Array<ArrayBuffer>>;
+  /** This process's OpenSSL does it, with a key of this length. */
+  isAvailable(algorithm: string, key: Uint8Array | undefined): boolean;
+}
+
 /** A scan of native/scan, opaque. */
 export type NativeScanHandle = { readonly nativeScan: unique symbol };
 
@@ -142,7 +158,9 @@ export interface NativeScanSettings {
   readonly engine: number;
   /** Infinity: as fast as it goes. */
   readonly bytesPerSecond: number;
+  /** As `NativeDigest` takes them. */
   readonly algorithm: string;
+  readonly key: Uint8Array | undefined;
 }
 
 /** native/scan: the binding of lib/storage/scan-file.ts. */
@@ -167,6 +185,7 @@ export interface NativeScan {
 
 export interface NativeAddon {
   readonly checksum: NativeChecksum;
+  readonly digest: NativeDigest;
   readonly identify: NativeIdentify;
   readonly region: NativeRegion;
   readonly ring: NativeRing;

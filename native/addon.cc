@@ -12,6 +12,7 @@
 #include <napi.h>
 
 #include "checksum/checksum.h"
+#include "digest/digest.h"
 #include "identify/identify.h"
 #include "region/region.h"
 #include "ring/ring.h"
@@ -27,6 +28,7 @@ Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
     exports.Set(name, folder);
   };
   add_folder("checksum", holdfast::checksum::Register);
+  add_folder("digest", holdfast::digest::Register);
   add_folder("identify", holdfast::identify::Register);
   add_folder("region", holdfast::region::Register);
   add_folder("ring", holdfast::ring::Register);

@@ -18,7 +18,9 @@ import type { ScanEngine, ScanPlan } from './scan-plan.ts';
 const batchesAhead = 4;
 /** Threads for what takes longer to compute than to read. */
 const lanesMax = 4;
+/** Of the native side, beside errnos. */
 const resultEndedEarly = 1;
+const resultDigestFailed = 2;
 
 export class FileScan implements ScanEngine {
   readonly #device: BlockDevice & FileLender;
@@ -74,7 +76,7 @@ export class FileScan implements ScanEngine {
   }
 
   #start(): NativeScanHandle {
-    const { offset, length, blockBytes, pieceBlocks, batchPieces, depth, algorithm } = this.#plan;
+    const { offset, length, blockBytes, pieceBlocks, batchPieces, depth, algorithm, key } = this.#plan;
     crc32cKernel(); // Selects the kernel that the environment asks for, before the threads use it.
     const file = this.#device[lendFile](() => {
       this.#stop(new HoldfastError('ERR_HOLDFAST_CLOSED', `${this.#device.name} was closed while it was scanned`));
@@ -85,7 +87,7 @@ export class FileScan implements ScanEngine {
       const { fd, alignmentBytes, engine } = file;
       this.#handle = native().scan.start(
         {
-          ...{ fd, offset, length, blockBytes, pieceBlocks, batchPieces, depth, alignmentBytes, algorithm },
+          ...{ fd, offset, length, blockBytes, pieceBlocks, batchPieces, depth, alignmentBytes, algorithm, key },
           batches: batchesAhead,
           lanes: algorithm === 'crc32c' ? 1 : Math.min(lanesMax, availableParallelism()),
           engine: engine.engine === 'threads' ? 0 : 1 + styles.findIndex((style) => engine.features.includes(style)),
@@ -157,6 +159,8 @@ export class FileScan implements ScanEngine {
         'ERR_HOLDFAST_IO',
         `${where} met the device's end; it has become smaller: open it again`,
       );
+    if (failure.result === resultDigestFailed)
+      return new HoldfastError('ERR_HOLDFAST_INTERNAL', `${name}: OpenSSL failed to compute a ${this.#plan.algorithm}`);
     const errno = errnoName(failure.result);
     return new HoldfastError(
       'ERR_HOLDFAST_IO',

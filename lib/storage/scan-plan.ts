@@ -17,6 +17,7 @@ export interface ScanRange {
   readonly length: number;
   readonly blockBytes: number;
   readonly algorithm: DigestAlgorithm;
+  readonly key: Uint8Array | undefined;
 }
 
 export class ScanPlan implements ScanRange {
@@ -24,6 +25,7 @@ export class ScanPlan implements ScanRange {
   readonly length: number;
   readonly blockBytes: number;
   readonly algorithm: DigestAlgorithm;
+  readonly key: Uint8Array | undefined;
   readonly pieceBlocks: number;
   readonly batchPieces: number;
   readonly batchBlocks: number;
@@ -32,11 +34,12 @@ export class ScanPlan implements ScanRange {
   readonly depth: number;
   readonly #blocks: number;
 
-  constructor({ offset, length, blockBytes, algorithm }: ScanRange) {
+  constructor({ offset, length, blockBytes, algorithm, key }: ScanRange) {
     this.offset = offset;
     this.length = length;
     this.blockBytes = blockBytes;
     this.algorithm = algorithm;
+    this.key = key?.slice();
     this.#blocks = Math.ceil(length / blockBytes);
     this.pieceBlocks = Math.max(1, Math.floor(pieceBytesWanted / blockBytes));
     const batchBlocks = Math.min(batchBlocksMax, batchBytesWanted / blockBytes);

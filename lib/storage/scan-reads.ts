@@ -5,7 +5,7 @@
 import type { Clock, TimerHandle } from '../base/clock.ts';
 import { throwIfAborted } from '../base/errors.ts';
 import type { BlockDevice, IoOptions } from './block-device.ts';
-import { crc32cBlocks } from './checksum.ts';
+import { digestBlocks } from './digest.ts';
 import type { ScanEngine, ScanPlan } from './scan-plan.ts';
 
 /** What a rate may make up for after a delay. */
@@ -130,10 +130,11 @@ export class ReadingScan implements ScanEngine {
   }
 
   async #read(offset: number, length: number): Promise<Uint8Array> {
-    const buffer = this.#buffers.pop() ?? new Uint8Array(this.#plan.pieceBytes);
+    const { pieceBytes, blockBytes, algorithm, key } = this.#plan;
+    const buffer = this.#buffers.pop() ?? new Uint8Array(new SharedArrayBuffer(pieceBytes));
     const bytes = buffer.subarray(0, length);
     await this.#device.read(offset, bytes, this.#readOptions);
-    const checksums = new Uint8Array(crc32cBlocks(bytes, this.#plan.blockBytes).buffer);
+    const checksums = await digestBlocks(bytes, blockBytes, algorithm, key);
     this.#buffers.push(buffer);
     this.#doneBytes += length;
     return checksums;

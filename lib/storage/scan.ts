@@ -16,7 +16,7 @@ import { type Clock, systemClock } from '../base/clock.ts';
 import { HoldfastError, throwIfAborted } from '../base/errors.ts';
 import { checkRange } from './base-device.ts';
 import type { BlockDevice } from './block-device.ts';
-import { type DigestAlgorithm, digestBytes } from './digest.ts';
+import { checkDigest, type DigestAlgorithm, digestBytes } from './digest.ts';
 import { type FileLender, lendFile } from './direct-device.ts';
 import { FileScan } from './scan-file.ts';
 import { type ScanEngine, ScanPlan } from './scan-plan.ts';
@@ -34,6 +34,8 @@ export interface ScanOptions {
   readonly blockBytes?: number;
   /** Default `crc32c`. */
   readonly algorithm?: DigestAlgorithm;
+  /** 32 random bytes, for `gmac` and `blake2b`: the same on both sides of a comparison, new for each. */
+  readonly key?: Uint8Array;
   /** The most to read in a second; default as fast as it goes. `DeviceScan.bytesPerSecond` changes it on the way. */
   readonly bytesPerSecond?: number;
   /** Ends the scan with ERR_HOLDFAST_ABORTED. */
@@ -111,7 +113,8 @@ export class ScanBatch {
  * the loop throws: ERR_HOLDFAST_ABORTED (`signal`), ERR_HOLDFAST_CLOSED (the device was closed meanwhile), and what
  * reading throws: ERR_HOLDFAST_IO names the place, and the batches before it have been given.
  *
- * @throws HoldfastError ERR_HOLDFAST_BAD_ARGUMENT, ERR_HOLDFAST_OUT_OF_RANGE (the range is not inside the device).
+ * @throws HoldfastError ERR_HOLDFAST_BAD_ARGUMENT, ERR_HOLDFAST_OUT_OF_RANGE (the range is not inside the device),
+ *   ERR_HOLDFAST_NOT_SUPPORTED (this process's OpenSSL does not do the algorithm).
  */
 export function scanDevice(device: BlockDevice, options: ScanOptions = {}): DeviceScan {
   return new DeviceScan(device, options);
@@ -123,7 +126,7 @@ function checkRate(bytesPerSecond: number): void {
 }
 
 function planOf(device: BlockDevice, options: ScanOptions): ScanPlan {
-  const { offset = 0, blockBytes = 64 * 1024, algorithm = 'crc32c' } = options;
+  const { offset = 0, blockBytes = 64 * 1024, algorithm = 'crc32c', key } = options;
   const length = options.length ?? device.geometry.sizeBytes - offset;
   checkRange(device.name, device.geometry.sizeBytes, offset, length);
   if (!Number.isSafeInteger(blockBytes) || blockBytes < scanBlockBytesMin || blockBytes > scanBlockBytesMax)
@@ -131,12 +134,8 @@ function planOf(device: BlockDevice, options: ScanOptions): ScanPlan {
       'ERR_HOLDFAST_BAD_ARGUMENT',
       `blockBytes ${blockBytes} must be a whole number from ${scanBlockBytesMin} to ${scanBlockBytesMax}`,
     );
-  if (!Object.hasOwn(digestBytes, algorithm))
-    throw new HoldfastError(
-      'ERR_HOLDFAST_BAD_ARGUMENT',
-      `algorithm "${String(algorithm)}" is not known; use ${Object.keys(digestBytes).join(', ')}`,
-    );
-  return new ScanPlan({ offset, length, blockBytes, algorithm });
+  checkDigest(algorithm, key);
+  return new ScanPlan({ offset, length, blockBytes, algorithm, key });
 }
 
 function lendsFile(device: BlockDevice): device is BlockDevice & FileLender {

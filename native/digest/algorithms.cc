@@ -1,7 +1,8 @@
 #include <new>
 
 #include "checksum/crc32c.h"
-#include "digest/digest.h"
+#include "digest/algorithms.h"
+#include "digest/openssl.h"
 
 namespace holdfast::digest {
 
@@ -19,9 +20,9 @@ class Crc32cDigest final : public Digest {
 
 }  // namespace
 
-std::unique_ptr<Digest> MakeDigest(const std::string& algorithm) {
-  if (algorithm == "crc32c") return std::unique_ptr<Digest>(new (std::nothrow) Crc32cDigest);
-  return nullptr;
+std::unique_ptr<Digest> MakeDigest(const Algorithm& algorithm) {
+  if (algorithm.name != "crc32c") return MakeOpenSslDigest(algorithm.name, algorithm.key, algorithm.key_length);
+  return std::unique_ptr<Digest>(algorithm.key_length == 0 ? new (std::nothrow) Crc32cDigest : nullptr);
 }
 
 }  // namespace holdfast::digest

@@ -1,26 +1,16 @@
-// Checksums and digests of blocks, by name, for who computes one per block in a thread of its own.
+// The digest folder's face to JavaScript.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <memory>
-#include <string>
+#include <napi.h>
+
+#include "digest/algorithms.h"
 
 namespace holdfast::digest {
 
-constexpr size_t kMaxDigestBytes = 32;
+// Reads a name and a key (a Uint8Array, or undefined for none). False if they are not that.
+bool GetAlgorithm(Napi::Value name, Napi::Value key, Algorithm* algorithm);
 
-// Used by one thread at a time.
-class Digest {
- public:
-  virtual ~Digest() = default;
-  // Bytes of a result, at most kMaxDigestBytes.
-  virtual size_t size() const = 0;
-  // Writes size() bytes to `result`. False if the library below failed.
-  virtual bool Compute(const uint8_t* data, size_t length, uint8_t* result) = 0;
-};
-
-// `crc32c` (4 bytes, little-endian). Null for any other name.
-std::unique_ptr<Digest> MakeDigest(const std::string& algorithm);
+// Adds digestBlocks and isAvailable to `exports`.
+void Register(Napi::Object exports);
 
 }  // namespace holdfast::digest

@@ -19,10 +19,9 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <vector>
 
-#include "digest/digest.h"
+#include "digest/algorithms.h"
 #include "ring/engine.h"
 
 namespace holdfast::scan {
@@ -40,7 +39,7 @@ struct Settings {
   uint32_t alignment_bytes = 1;  // of offsets and lengths on the device; a power of two
   uint32_t engine = 0;           // 0 is the thread pool, 1 + the best style to try is io_uring
   double bytes_per_second = 0;   // infinite: as fast as it goes
-  std::string algorithm;
+  digest::Algorithm algorithm;
 };
 
 constexpr int32_t kDigestFailed = 2;

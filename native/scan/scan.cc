@@ -12,14 +12,13 @@
 #include <memory>
 #include <new>
 
+#include "digest/digest.h"
 #include "scan/pipeline.h"
 #include "support/napi_support.h"
 
 namespace holdfast::scan {
 
 namespace {
-
-constexpr size_t kNameCapacity = 32;
 
 constexpr napi_type_tag kHandleTag = {0x686f6c6466617374, 0x7363616e00000001};
 
@@ -117,7 +116,7 @@ Napi::Value Start(const Napi::CallbackInfo& info) {
   const Napi::Object object = info[0].As<Napi::Object>();
   Settings settings;
   if (!support::GetDescriptor(object.Get("fd"), &settings.fd) || !GetNumbers(object, &settings) ||
-      !support::GetString(object.Get("algorithm"), kNameCapacity, &settings.algorithm) ||
+      !digest::GetAlgorithm(object.Get("algorithm"), object.Get("key"), &settings.algorithm) ||
       !Pipeline::AreValid(settings)) {
     return support::ThrowType(env, "start: a setting of the scan is missing or out of range");
   }

@@ -79,7 +79,7 @@ Settings Plan(uint32_t engine, uint32_t lanes) {
   settings.alignment_bytes = 512;
   settings.engine = engine;
   settings.bytes_per_second = std::numeric_limits<double>::infinity();
-  settings.algorithm = "crc32c";
+  settings.algorithm.name = "crc32c";
   CHECK(Pipeline::AreValid(settings));
   return settings;
 }
