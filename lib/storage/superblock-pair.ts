@@ -6,6 +6,8 @@
  *   in doubt is written first, and the second only when the first is durable: at every moment one copy is whole.
  * - Nothing may depend on a record of which only one copy is known to be good: rot of that one would bring back the
  *   record before it, in silence. After `open` has told of `damage`, `repair` (or a write) comes first.
+ * - What `open` gives is durable: a process that was killed may have left it in the device's volatile cache, and then
+ *   the other copy may be the only one that a power cut leaves.
  * - A copy counts only at the place that it was written for.
  *
  * One copy (frame version 1), little-endian:
@@ -175,16 +177,17 @@ export class SuperblockPair {
   }
 
   /**
-   * Reads both copies and takes the newest good one. Changes nothing: look at `damage`, and `repair` before anything
-   * depends on what was read.
+   * Flushes the device, reads both copies and takes the newest good one. Changes neither: look at `damage`, and `repair`
+   * before anything depends on what was read.
    *
    * @throws HoldfastError ERR_HOLDFAST_METADATA_MISSING if there is no record of this format,
    *   ERR_HOLDFAST_METADATA_DAMAGED if neither copy is whole, ERR_HOLDFAST_METADATA_VERSION if it is of a version that
-   *   is not known here, ERR_HOLDFAST_IO if neither copy can be read.
+   *   is not known here, ERR_HOLDFAST_IO if neither copy can be read, or what the device's flush throws.
    */
   static async open(device: BlockDevice, format: SuperblockFormat, layout: SuperblockLayout): Promise<SuperblockPair> {
     checkFormat(format);
     checkLayout(device, layout);
+    if (!device.readOnly) await device.flush();
     const copies: [Decoded, Decoded] = [
       await readCopy(device, layout.copyOffsets[0], layout.copyBytes),
       await readCopy(device, layout.copyOffsets[1], layout.copyBytes),
