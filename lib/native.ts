@@ -98,17 +98,26 @@ export interface NativeRing {
     capacity: number,
     engine: number,
     threads: number,
+    pollMicroseconds: number,
     onResults: (count: number) => void,
   ):
-    | { handle: NativeRingHandle; style: number; threads: number; error?: undefined }
+    | { handle: NativeRingHandle; style: number; threads: number; registersFiles: boolean; error?: undefined }
     | { handle?: undefined; error: number; stage: string };
   submit(ring: NativeRingHandle): void;
+  /** Also looks for results, if only one operation is in flight: how many the caller finds and settles. Not from `onResults`. */
+  submitAndPoll(ring: NativeRingHandle): number;
+  /** Asks that an operation handed over is not begun, if it has not. */
+  cancel(ring: NativeRingHandle, id: number): void;
   /** The slot, or a negative errno. The ring keeps a descriptor of its own until `removeFile`. */
   addFile(ring: NativeRingHandle, fd: number): number;
   removeFile(ring: NativeRingHandle, slot: number): void;
   /** The index, or -1 if there are too many. */
   addArena(ring: NativeRingHandle, bytes: Uint8Array): number;
   removeArena(ring: NativeRingHandle, index: number): void;
+  /** Adds what was counted on a file to `figures` (native/ring/statistics.h); on all files if there is no such slot. */
+  statistics(ring: NativeRingHandle, slot: number, figures: Float64Array): void;
+  /** Of a file; of the ring if there is no such slot. */
+  state(ring: NativeRingHandle, slot: number): NativeRingState;
   /** Nothing may be in flight. */
   close(ring: NativeRingHandle): void;
   /** The address of the first byte modulo `alignment`. */
@@ -181,6 +190,18 @@ export interface NativeScan {
   keepAlive(scan: NativeScanHandle, wanted: boolean): void;
   /** `result`: a negative errno, 1 if the file ended early, 2 if the digest's library failed. */
   failure(scan: NativeScanHandle): { result: number; offset: number; length: number } | undefined;
+}
+
+export interface NativeRingState {
+  inFlight: number;
+  inFlightMax: number;
+  /** These only of the ring. */
+  handOvers: number;
+  batches: number;
+  arenasRegistered: number;
+  arenasRefused: number;
+  /** An errno, of the last one refused. */
+  arenaRefusal: number;
 }
 
 export interface NativeAddon {

@@ -15,6 +15,7 @@ import { availableParallelism, constants } from 'node:os';
 import { assert, HoldfastError } from '../base/errors.ts';
 import { type NativeRing, type NativeRingHandle, native } from '../native.ts';
 import type { IoArena } from './io-memory.ts';
+import { type IoStatistics, readStatistics, statisticsFigures } from './io-statistics.ts';
 
 export type EngineName = 'io_uring' | 'threads';
 
@@ -27,6 +28,11 @@ export interface RingOptions {
   readonly maxQueued?: number;
   /** Of the thread-pool engine; default twice the processors, 4 to 16. */
   readonly threads?: number;
+  /**
+   * How long, in microseconds, one request alone in flight is waited for without giving the event loop its turn: shorter
+   * latency, paid with processor time. Default 0, not at all; at most 1000.
+   */
+  readonly pollMicroseconds?: number;
 }
 
 export interface EngineReport {
@@ -35,23 +41,52 @@ export interface EngineReport {
   readonly reason: string;
   readonly capacity: number;
   readonly threads: number;
-  /** What the kernel offered and is in use: how io_uring's completions come in, `deferred`, `cooperative` or `plain`. */
+  /**
+   * What the kernel offered and is in use: how io_uring's completions come in, `deferred`, `cooperative` or `plain`;
+   * `registered-files`.
+   */
   readonly features: readonly string[];
+}
+
+/** What a whole ring has done, over all its files, closed ones too. */
+export interface RingStatistics extends IoStatistics {
+  /** Requests that wait for a place. */
+  readonly queued: number;
+  readonly queuedMax: number;
+  /** Times that new operations were handed over, and times that results were taken: several at once under load. */
+  readonly handOvers: number;
+  readonly batches: number;
+  /** Arenas of I/O memory that the kernel knows in advance; those that it refused, and why in words. */
+  readonly arenasRegistered: number;
+  readonly arenasRefused: number;
+  readonly arenasRefusedReason: string;
 }
 
 export const RingOperation = {
   read: 1,
   write: 2,
   writeFua: 3,
-  flush: 4,
-  punchHole: 5,
-  zeroRange: 6,
-  blockDiscard: 7,
-  blockZeroOut: 8,
+  /** As writeFua, by a write and a flush behind it, where the device has no such write. */
+  writeThenFlush: 4,
+  flush: 5,
+  punchHole: 6,
+  zeroRange: 7,
+  blockDiscard: 8,
+  blockZeroOut: 9,
 } as const;
 
 /** Results: 0 is success, negative ones are errnos. */
 export const resultEndedEarly = 1;
+
+/** A piece of an arena that a ring knows. */
+export interface MemoryPiece {
+  readonly arena: number;
+  readonly arenaOffset: number;
+  readonly length: number;
+}
+
+/** In one request. */
+export const maxPieces = 64;
 
 /** One request: a record that its owner fills in, keeps and may use again once it has settled. */
 export abstract class RingRequest {
@@ -64,6 +99,10 @@ export abstract class RingRequest {
   /** Index of the arena in this ring, and the place in it. */
   arena = 0;
   arenaOffset = 0;
+  /** Memory that is scattered, instead; at most `maxPieces`, whose lengths add up to `length`. */
+  pieces: readonly MemoryPiece[] | undefined = undefined;
+  /** Kept by the ring: the operation that it is, while it is in flight. */
+  id = -1;
 
   /** 0, a negative errno, or `resultEndedEarly`. Must not throw. */
   abstract settle(result: number): void;
@@ -71,9 +110,14 @@ export abstract class RingRequest {
 
 const headerBytes = 64;
 const entryBytes = 32;
+const pieceBytes = 16;
 const resultBytes = 8;
 const headerEntries = 0;
 const headerReaping = 1;
+const headerPieces = 2;
+/** In place of an arena's index: the memory is in pieces. */
+const inPieces = 0xffff_ffff;
+const noSlot = 0xffff_ffff;
 const resolved = Promise.resolve();
 
 let nextOrdinal = 0;
@@ -85,6 +129,9 @@ export class Ring {
   readonly #ordinal = nextOrdinal++;
   readonly #capacity: number;
   readonly #maxQueued: number;
+  readonly #polls: boolean;
+  readonly #maxPiecesWaiting: number;
+  readonly #piecesAt: number;
   readonly #words: Uint32Array;
   readonly #floats: Float64Array;
   readonly #results: Int32Array;
@@ -94,30 +141,37 @@ export class Ring {
   #freeCount: number;
   #parked: RingRequest[] = [];
   #parkedHead = 0;
+  #queuedMax = 0;
   readonly #flush: () => void;
   #closed = false;
 
   /** Made by `openRing`. */
   constructor(engine: EngineName, reason: string, settings: Required<RingOptions>) {
-    const { capacity, maxQueued, threads } = settings;
+    const { capacity, maxQueued, threads, pollMicroseconds } = settings;
     this.#native = native().ring;
     this.#capacity = capacity;
     this.#maxQueued = maxQueued;
-    const size = headerBytes + capacity * (entryBytes + resultBytes);
-    const memory = new SharedArrayBuffer(size);
+    this.#polls = pollMicroseconds > 0;
+    this.#maxPiecesWaiting = maxPieces + 4 * capacity;
+    const piecesAt = headerBytes + capacity * entryBytes;
+    const resultsAt = piecesAt + this.#maxPiecesWaiting * pieceBytes;
+    const memory = new SharedArrayBuffer(resultsAt + capacity * resultBytes);
+    this.#piecesAt = piecesAt >>> 2;
     this.#words = new Uint32Array(memory);
     this.#floats = new Float64Array(memory);
-    this.#results = new Int32Array(memory, headerBytes + capacity * entryBytes);
+    this.#results = new Int32Array(memory, resultsAt);
     this.#requests = new Array<RingRequest | undefined>(capacity).fill(undefined);
     this.#freeIds = Uint32Array.from({ length: capacity }, (_, index) => capacity - 1 - index);
     this.#freeCount = capacity;
-    this.#flush = () => this.#handOver();
+    this.#flush = this.#polls ? () => this.#handOverAndPoll() : () => this.#handOver();
     const engineNumber = engine === 'io_uring' ? 1 + bestStyle() : 0;
     const onResults = (count: number) => this.#onResults(count);
-    const made = this.#native.create(new Uint8Array(memory), capacity, engineNumber, threads, onResults);
+    const bytes = new Uint8Array(memory);
+    const made = this.#native.create(bytes, capacity, engineNumber, threads, pollMicroseconds, onResults);
     if (made.handle === undefined) throw new EngineRefusal(made.error, made.stage);
     this.#handle = made.handle;
     const features = engine === 'io_uring' ? [styles[made.style]!] : [];
+    if (made.registersFiles) features.push('registered-files');
     this.#report = { engine, reason, capacity, threads: made.threads, features };
   }
 
@@ -131,6 +185,35 @@ export class Ring {
 
   get queued(): number {
     return this.#parked.length - this.#parkedHead;
+  }
+
+  /** What has been done so far, on all files together. */
+  statistics(): RingStatistics {
+    const state = this.#native.state(this.#handle, noSlot);
+    const { handOvers, batches, arenasRegistered, arenasRefused, arenaRefusal } = state;
+    return {
+      ...this.#count(noSlot),
+      queued: this.queued,
+      queuedMax: this.#queuedMax,
+      handOvers,
+      batches,
+      arenasRegistered,
+      arenasRefused,
+      arenasRefusedReason:
+        arenasRefused === 0 ? '' : explainUnregistered(this.#report.engine, errnoName(-arenaRefusal)),
+    };
+  }
+
+  /** The same of one file. */
+  fileStatistics(slot: number): IoStatistics {
+    return this.#count(slot);
+  }
+
+  #count(slot: number): IoStatistics {
+    const figures = new Float64Array(statisticsFigures);
+    this.#native.statistics(this.#handle, slot, figures);
+    const { inFlight, inFlightMax } = this.#native.state(this.#handle, slot);
+    return readStatistics(figures, inFlight, inFlightMax);
   }
 
   /** Makes an open file known, under a descriptor of the ring's own. Throws ERR_HOLDFAST_QUEUE_FULL if it cannot. */
@@ -176,6 +259,7 @@ export class Ring {
       return true;
     }
     this.#parked.push(request);
+    if (this.queued > this.#queuedMax) this.#queuedMax = this.queued;
     return false;
   }
 
@@ -186,6 +270,16 @@ export class Ring {
       'ERR_HOLDFAST_QUEUE_FULL',
       `${this.#capacity} requests are in flight and ${this.#maxQueued} wait; wait for some to finish, or raise maxQueued`,
     );
+  }
+
+  /**
+   * Asks that a request in flight is not begun, if the kernel or the threads have not: it then settles with -ECANCELED.
+   * One that has begun settles as ever.
+   */
+  cancel(request: RingRequest): void {
+    if (request.id < 0) return;
+    this.#handOver();
+    this.#native.cancel(this.#handle, request.id);
   }
 
   /** Takes a parked request back, unsettled. False if it is in flight or over. */
@@ -206,18 +300,23 @@ export class Ring {
 
   #write(request: RingRequest): void {
     const words = this.#words;
+    if (request.pieces !== undefined && words[headerPieces]! + request.pieces.length > this.#maxPiecesWaiting)
+      this.#handOver();
     const count = words[headerEntries]!;
     const at = (headerBytes + count * entryBytes) >>> 2;
     const id = this.#freeIds[--this.#freeCount]!;
     this.#requests[id] = request;
+    request.id = id;
     words[at] = request.operation;
     words[at + 1] = request.slot;
-    if (request.operation <= RingOperation.flush) {
+    if (request.operation > RingOperation.flush) {
+      this.#floats[(at + 2) >>> 1] = request.length;
+    } else if (request.pieces === undefined) {
       words[at + 2] = request.arena;
       words[at + 3] = request.arenaOffset;
       words[at + 6] = request.length;
     } else {
-      this.#floats[(at + 2) >>> 1] = request.length;
+      this.#writePieces(at, request.pieces);
     }
     this.#floats[(at + 4) >>> 1] = request.offset;
     words[at + 7] = id;
@@ -225,8 +324,31 @@ export class Ring {
     if (count === 0 && words[headerReaping] === 0) resolved.then(this.#flush);
   }
 
+  #writePieces(at: number, pieces: readonly MemoryPiece[]): void {
+    const words = this.#words;
+    const first = words[headerPieces]!;
+    words[at + 2] = inPieces;
+    words[at + 3] = first;
+    words[at + 6] = pieces.length;
+    words[headerPieces] = first + pieces.length;
+    let to = this.#piecesAt + first * (pieceBytes >>> 2);
+    for (const piece of pieces) {
+      words[to] = piece.arena;
+      words[to + 1] = piece.arenaOffset;
+      words[to + 2] = piece.length;
+      to += pieceBytes >>> 2;
+    }
+  }
+
   #handOver(): void {
     if (this.#words[headerEntries]! > 0) this.#native.submit(this.#handle);
+  }
+
+  /** In a microtask of its own, so results may be settled here. */
+  #handOverAndPoll(): void {
+    if (this.#words[headerEntries]! === 0) return;
+    const count = this.#native.submitAndPoll(this.#handle);
+    if (count > 0) this.#onResults(count);
   }
 
   #onResults(count: number): void {
@@ -236,6 +358,7 @@ export class Ring {
       const request = this.#requests[id]!;
       this.#requests[id] = undefined;
       this.#freeIds[this.#freeCount++] = id;
+      request.id = -1;
       request.settle(results[2 * index + 1]!);
     }
     if (this.#parked.length > 0) this.#unpark();
@@ -291,6 +414,13 @@ function explainRefusal(refusal: EngineRefusal): string {
   return `io_uring is denied (${why}): by a container's seccomp filter or a security module`;
 }
 
+function explainUnregistered(engine: EngineName, errno: string): string {
+  if (engine === 'threads') return 'threads have no use for it';
+  if (errno === 'ENOMEM')
+    return `the kernel says ${errno}; raise the limit of locked memory (ulimit -l) to have it all`;
+  return `the kernel says ${errno}`;
+}
+
 function readSysctl(path: string): string | undefined {
   try {
     return readFileSync(path, 'utf8').trim();
@@ -328,11 +458,12 @@ function completeOptions(options: RingOptions): Required<RingOptions> {
       `${origin} is "${String(engine)}"; it must be auto, io_uring or threads`,
     );
   const threads = options.threads ?? Math.min(16, Math.max(4, 2 * availableParallelism()));
-  const { capacity = 256, maxQueued = 16_384 } = options;
+  const { capacity = 256, maxQueued = 16_384, pollMicroseconds = 0 } = options;
   checkSetting('capacity', capacity, 1, 4096);
   checkSetting('maxQueued', maxQueued, 0, 2 ** 24);
   checkSetting('threads', threads, 1, 256);
-  return { engine, capacity, maxQueued, threads };
+  checkSetting('pollMicroseconds', pollMicroseconds, 0, 1000);
+  return { engine, capacity, maxQueued, threads, pollMicroseconds };
 }
 
 function checkSetting(name: string, value: number, lowest: number, highest: number): void {

@@ -2,6 +2,9 @@
 // blocks the caller, and nothing in it knows JavaScript.
 #pragma once
 
+#include <errno.h>
+
+#include <cstddef>
 #include <cstdint>
 
 #include "ring/operation.h"
@@ -18,9 +21,22 @@ class Engine {
   virtual void Queue(Operation* operation) = 0;
   // Hands everything queued to the kernel or the threads.
   virtual void Kick() = 0;
-  // Around a series of Reap calls, after a descriptor became readable. EndReaping returns true if something arrived that
-  // no descriptor will tell of: then Reap again.
-  virtual void BeginReaping() {}
+  // Asks that an operation which was kicked but has not begun is not begun: it then ends with -ECANCELED. One that has
+  // begun ends as ever. Its result comes in any case.
+  virtual void Cancel(Operation* operation) = 0;
+
+  // Make a file, or a piece of memory, known in advance under a number of the caller's choice, which operations may then
+  // carry (Operation::file, memory). Return 0, or the errno for which it cannot be: the operations then do without.
+  virtual bool RegistersFiles() const { return false; }
+  virtual int RegisterFile(uint32_t, int) { return ENOTSUP; }
+  virtual int RegisterMemory(uint32_t, void*, size_t) { return ENOTSUP; }
+  // Nothing that carries it may be in flight.
+  virtual void UnregisterFile(uint32_t) {}
+  virtual void UnregisterMemory(uint32_t) {}
+
+  // Around a series of Reap calls; `told` if a descriptor became readable. EndReaping returns true if something arrived
+  // that no descriptor will tell of: then Reap again.
+  virtual void BeginReaping(bool) {}
   virtual bool EndReaping() { return false; }
   // Takes up to `limit` results of operations that are over. Never blocks.
   virtual uint32_t Reap(Result* results, uint32_t limit) = 0;

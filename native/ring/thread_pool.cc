@@ -7,6 +7,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef RWF_DSYNC
@@ -22,30 +23,46 @@ namespace holdfast::ring {
 
 namespace {
 
-int32_t Transfer(Operation* operation) {
-  while (operation->done < operation->length) {
-    iovec piece{operation->data + operation->done, operation->length - operation->done};
-    const off_t offset = static_cast<off_t>(operation->offset + operation->done);
-    ssize_t moved;
-    switch (operation->kind) {
-      case Kind::kRead:
-        moved = preadv(operation->fd, &piece, 1, offset);
-        break;
-      case Kind::kWrite:
-        moved = pwritev(operation->fd, &piece, 1, offset);
-        break;
-      default:
-        moved = pwritev2(operation->fd, &piece, 1, offset, RWF_DSYNC);
-        break;
-    }
-    if (moved < 0) {
-      if (errno == EINTR || errno == EAGAIN) continue;
-      return -errno;
-    }
-    if (moved == 0) return kEndedEarly;
-    operation->done += static_cast<uint32_t>(moved);
+// An operation that the kernel puts off waits between its tries, each time longer, about half a second in all.
+constexpr uint32_t kMaxDelays = 70;
+constexpr long kDelayStepNs = 200'000;
+
+bool WaitBeforeRetry(Operation* operation) {
+  if (operation->delays++ >= kMaxDelays) return false;
+  const timespec pause{0, kDelayStepNs * operation->delays};
+  nanosleep(&pause, nullptr);
+  return true;
+}
+
+ssize_t MoveOnce(const Operation& operation) {
+  iovec single{operation.data + operation.done, operation.length - operation.done};
+  const iovec* pieces = operation.pieces != nullptr ? operation.pieces : &single;
+  const int count = operation.pieces != nullptr ? static_cast<int>(operation.piece_count) : 1;
+  const off_t offset = static_cast<off_t>(operation.offset + operation.done);
+  switch (operation.kind) {
+    case Kind::kRead:
+      return preadv(operation.fd, pieces, count, offset);
+    case Kind::kWriteFua:
+      return pwritev2(operation.fd, pieces, count, offset, RWF_DSYNC);
+    default:
+      return pwritev(operation.fd, pieces, count, offset);
   }
-  return 0;
+}
+
+int32_t Transfer(Operation* operation) {
+  for (;;) {
+    const ssize_t moved = MoveOnce(*operation);
+    switch (Advance(operation, moved < 0 ? -errno : static_cast<int32_t>(moved))) {
+      case Progress::kGoesOn:
+        break;
+      case Progress::kPutOff:
+        if (!WaitBeforeRetry(operation)) return -EAGAIN;
+        break;
+      case Progress::kOver:
+        if (operation->result != 0 || operation->kind != Kind::kWriteThenFlush) return operation->result;
+        return fdatasync(operation->fd) == 0 ? 0 : -errno;
+    }
+  }
 }
 
 int CallOnce(const Operation& operation) {
@@ -70,9 +87,7 @@ int CallOnce(const Operation& operation) {
 }
 
 int32_t Execute(Operation* operation) {
-  if (operation->kind == Kind::kRead || operation->kind == Kind::kWrite || operation->kind == Kind::kWriteFua) {
-    return Transfer(operation);
-  }
+  if (IsTransfer(operation->kind)) return Transfer(operation);
   while (CallOnce(*operation) != 0) {
     // A flush that was interrupted may have cleared the error it would have reported: only the others go again.
     if (errno == EINTR && operation->kind != Kind::kFlush) continue;
@@ -113,6 +128,7 @@ int ThreadPool::Start(uint32_t threads) {
 
 void ThreadPool::Queue(Operation* operation) {
   operation->next = nullptr;
+  operation->delays = 0;
   if (queued_tail_ != nullptr) {
     queued_tail_->next = operation;
   } else {
@@ -162,6 +178,24 @@ void ThreadPool::Work() {
     operation->result = Execute(operation);
     Finish(operation);
   }
+}
+
+bool ThreadPool::TryCancel(Operation* operation) {
+  {
+    std::lock_guard<std::mutex> hold(waiting_mutex_);
+    Operation** link = &waiting_head_;
+    Operation* before = nullptr;
+    while (*link != nullptr && *link != operation) {
+      before = *link;
+      link = &before->next;
+    }
+    if (*link == nullptr || operation->done > 0) return false;
+    *link = operation->next;
+    if (waiting_tail_ == operation) waiting_tail_ = before;
+  }
+  operation->result = -ECANCELED;
+  Finish(operation);
+  return true;
 }
 
 void ThreadPool::Finish(Operation* operation) {

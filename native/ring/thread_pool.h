@@ -28,9 +28,13 @@ class ThreadPool final : public Engine {
 
   void Queue(Operation* operation) override;
   void Kick() override;
+  void Cancel(Operation* operation) override { TryCancel(operation); }
   uint32_t Reap(Result* results, uint32_t limit) override;
   uint32_t Descriptors(int* descriptors) const override;
   void Poke() override;
+
+  // False if no thread was still to take it up.
+  bool TryCancel(Operation* operation);
 
   uint32_t threads() const { return thread_count_; }
   int event() const { return event_; }

@@ -1,6 +1,8 @@
 #include "ring/uring.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -29,12 +31,55 @@
 #define IORING_SETUP_DEFER_TASKRUN (1U << 13)
 #endif
 
+#ifndef IORING_ENTER_REGISTERED_RING
+#define IORING_ENTER_REGISTERED_RING (1U << 4)
+#endif
+
 namespace holdfast::ring {
 
 namespace {
 
 constexpr uint32_t kRangeThreads = 2;
+// An entry's user data: the operation's id, with a mark for what else than its transfer it is.
 constexpr uint64_t kProbeMark = ~uint64_t{0};
+constexpr uint64_t kFlushMark = uint64_t{1} << 32;
+constexpr uint64_t kCancelMark = uint64_t{1} << 33;
+
+// Tables of registered files and memory; what does not fit goes without.
+constexpr uint32_t kMaxRegisteredFiles = 1024;
+constexpr uint32_t kMaxRegisteredMemories = 1024;
+
+// io_uring_register(2) as of kernel 5.19, laid out here because the headers that we build on may be older.
+constexpr uint32_t kRegisterBuffers2 = 15;
+constexpr uint32_t kRegisterBuffersUpdate = 16;
+constexpr uint32_t kRegisterRingDescriptors = 20;
+constexpr uint32_t kUnregisterRingDescriptors = 21;
+constexpr uint32_t kSparse = 1;    // IORING_RSRC_REGISTER_SPARSE
+
+struct RegisterTable {
+  uint32_t count;
+  uint32_t flags;
+  uint64_t reserved;
+  uint64_t data;
+  uint64_t tags;
+};
+static_assert(sizeof(RegisterTable) == 32);
+
+struct UpdateTable {
+  uint32_t offset;
+  uint32_t reserved;
+  uint64_t data;
+  uint64_t tags;
+  uint32_t count;
+  uint32_t reserved2;
+};
+static_assert(sizeof(UpdateTable) == 32);
+
+struct RingDescriptor {
+  uint32_t offset;
+  uint32_t reserved;
+  uint64_t data;
+};
 
 int Register(int ring, uint32_t opcode, const void* argument, uint32_t count) {
   const long result = syscall(__NR_io_uring_register, ring, opcode, argument, count);
@@ -47,11 +92,15 @@ Uring::~Uring() {
   if (entries_ != nullptr) munmap(entries_, entries_size_);
   if (completion_ring_ != nullptr && completion_ring_ != rings_) munmap(completion_ring_, completion_ring_size_);
   if (rings_ != nullptr) munmap(rings_, rings_size_);
+  if (enter_flags_ != 0) {
+    RingDescriptor given{static_cast<uint32_t>(enter_ring_), 0, 0};
+    Register(ring_, kUnregisterRingDescriptors, &given, 1);
+  }
   if (ring_ >= 0) close(ring_);
 }
 
 int Uring::Enter(uint32_t to_submit, uint32_t min_complete, uint32_t flags) const {
-  const long result = syscall(__NR_io_uring_enter, ring_, to_submit, min_complete, flags, nullptr, 0);
+  const long result = syscall(__NR_io_uring_enter, enter_ring_, to_submit, min_complete, flags | enter_flags_, nullptr, 0);
   return result < 0 ? -errno : static_cast<int>(result);
 }
 
@@ -61,6 +110,7 @@ bool Uring::Start(uint32_t capacity, Style best, Operation* operations, Failure*
   failure->stage = "pthread_create";
   failure->error = ranges_.Start(kRangeThreads);
   if (failure->error != 0) return false;
+  RegisterTables();
   if (style_ != Style::kDeferred) return true;
   // Deferred work does not wake who polls the ring's own descriptor; it does signal an event.
   const int event = ranges_.event();
@@ -76,13 +126,13 @@ bool Uring::Setup(uint32_t capacity, Style best, Failure* failure) {
   for (uint32_t style = static_cast<uint32_t>(best); style <= static_cast<uint32_t>(Style::kPlain); style++) {
     memset(&params_, 0, sizeof(params_));
     params_.flags = kFlags[style] | IORING_SETUP_CLAMP;
-    const long result = syscall(__NR_io_uring_setup, capacity, &params_);
+    const long result = syscall(__NR_io_uring_setup, 2 * capacity, &params_);
     if (result >= 0) {
-      ring_ = static_cast<int>(result);
+      ring_ = enter_ring_ = static_cast<int>(result);
       style_ = static_cast<Style>(style);
       failure->error = EOVERFLOW;
       failure->stage = "io_uring_setup";
-      return params_.sq_entries >= capacity;
+      return params_.sq_entries >= 2 * capacity;
     }
     if (errno != EINVAL) break;
   }
@@ -166,6 +216,65 @@ bool Uring::Probe(Failure* failure) {
   return true;
 }
 
+// None of this is needed to work, so what the kernel refuses is left.
+void Uring::RegisterTables() {
+  RingDescriptor own{~uint32_t{0}, 0, static_cast<uint64_t>(ring_)};
+  if (Register(ring_, kRegisterRingDescriptors, &own, 1) == 1) {
+    enter_ring_ = static_cast<int>(own.offset);
+    enter_flags_ = IORING_ENTER_REGISTERED_RING;
+  }
+  RegisterTable memories{kMaxRegisteredMemories, kSparse, 0, 0, 0};
+  if (Register(ring_, kRegisterBuffers2, &memories, sizeof(memories)) == 0) memories_ = kMaxRegisteredMemories;
+  int none[kMaxRegisteredFiles];
+  for (int& place : none) place = -1;
+  if (Register(ring_, IORING_REGISTER_FILES, none, kMaxRegisteredFiles) != 0) return;
+  files_ = kMaxRegisteredFiles;
+  if (!FilesGoAtOnce()) files_ = 0;
+}
+
+// Older kernels let go of a file some time after it was taken out of the table, and so long a device that was closed
+// would be found busy. A pipe shows it: the reading end sees at once that the other one is gone, or it does not.
+bool Uring::FilesGoAtOnce() const {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return false;
+  const bool in = SetFile(0, ends[1]) == 0;
+  close(ends[1]);
+  const bool out = SetFile(0, -1) == 0;
+  pollfd reading{ends[0], POLLIN, 0};
+  const bool gone = in && out && poll(&reading, 1, 0) == 1 && (reading.revents & POLLHUP) != 0;
+  close(ends[0]);
+  return gone;
+}
+
+int Uring::SetFile(uint32_t index, int fd) const {
+  io_uring_files_update update{};
+  update.offset = index;
+  update.fds = reinterpret_cast<uint64_t>(&fd);
+  const int result = Register(ring_, IORING_REGISTER_FILES_UPDATE, &update, 1);
+  return result < 0 ? -result : 0;
+}
+
+int Uring::SetMemory(uint32_t index, void* base, size_t size) const {
+  const iovec memory{base, size};
+  UpdateTable update{index, 0, reinterpret_cast<uint64_t>(&memory), 0, 1, 0};
+  const int result = Register(ring_, kRegisterBuffersUpdate, &update, sizeof(update));
+  return result < 0 ? -result : 0;
+}
+
+int Uring::RegisterFile(uint32_t index, int fd) { return index < files_ ? SetFile(index, fd) : ENOTSUP; }
+
+int Uring::RegisterMemory(uint32_t index, void* base, size_t size) {
+  return index < memories_ ? SetMemory(index, base, size) : ENOTSUP;
+}
+
+void Uring::UnregisterFile(uint32_t index) {
+  if (index < files_) SetFile(index, -1);
+}
+
+void Uring::UnregisterMemory(uint32_t index) {
+  if (index < memories_) SetMemory(index, nullptr, 0);
+}
+
 void Uring::Queue(Operation* operation) {
   if (IsRange(operation->kind)) {
     ranges_.Queue(operation);
@@ -174,23 +283,72 @@ void Uring::Queue(Operation* operation) {
   }
 }
 
-void Uring::Prepare(Operation* operation) {
+io_uring_sqe* Uring::NextEntry() {
   io_uring_sqe* entry = &entries_[tail_ & submission_mask_];
   memset(entry, 0, sizeof(*entry));
-  entry->fd = operation->fd;
-  entry->user_data = operation->id;
-  if (operation->kind == Kind::kFlush) {
-    entry->opcode = IORING_OP_FSYNC;
-    entry->fsync_flags = IORING_FSYNC_DATASYNC;
-  } else {
-    entry->opcode = operation->kind == Kind::kRead ? IORING_OP_READ : IORING_OP_WRITE;
-    entry->addr = reinterpret_cast<uint64_t>(operation->data + operation->done);
-    entry->len = operation->length - operation->done;
-    entry->off = operation->offset + operation->done;
-    if (operation->kind == Kind::kWriteFua) entry->rw_flags = RWF_DSYNC;
-  }
   tail_++;
   pending_++;
+  return entry;
+}
+
+void Uring::Prepare(Operation* operation) {
+  if (operation->kind == Kind::kFlush) return PrepareFlush(operation);
+  io_uring_sqe* entry = NextEntry();
+  const bool reads = operation->kind == Kind::kRead;
+  entry->user_data = operation->id;
+  entry->fd = operation->fd;
+  entry->off = operation->offset + operation->done;
+  if (operation->file != kNotRegistered) {
+    entry->fd = operation->file;
+    entry->flags = IOSQE_FIXED_FILE;
+  }
+  if (operation->pieces != nullptr) {
+    entry->opcode = reads ? IORING_OP_READV : IORING_OP_WRITEV;
+    entry->addr = reinterpret_cast<uint64_t>(operation->pieces);
+    entry->len = operation->piece_count;
+  } else {
+    entry->addr = reinterpret_cast<uint64_t>(operation->data + operation->done);
+    entry->len = operation->length - operation->done;
+    if (operation->memory != kNotRegistered) {
+      entry->opcode = reads ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED;
+      entry->buf_index = static_cast<uint16_t>(operation->memory);
+    } else {
+      entry->opcode = reads ? IORING_OP_READ : IORING_OP_WRITE;
+    }
+  }
+  if (operation->kind == Kind::kWriteFua) entry->rw_flags = RWF_DSYNC;
+  if (operation->kind != Kind::kWriteThenFlush) return;
+  entry->flags |= IOSQE_IO_LINK;
+  operation->parts = 2;
+  operation->written = false;
+  PrepareFlush(operation);
+}
+
+void Uring::PrepareFlush(Operation* operation) {
+  io_uring_sqe* entry = NextEntry();
+  entry->opcode = IORING_OP_FSYNC;
+  entry->fsync_flags = IORING_FSYNC_DATASYNC;
+  entry->user_data = operation->id | kFlushMark;
+  entry->fd = operation->fd;
+  if (operation->file == kNotRegistered) return;
+  entry->fd = operation->file;
+  entry->flags = IOSQE_FIXED_FILE;
+}
+
+// A write and its flush are left alone: cancelled in between, it would be a write that is not durable.
+void Uring::Cancel(Operation* operation) {
+  if (ranges_.TryCancel(operation)) return;
+  if (!IsTransfer(operation->kind) || operation->kind == Kind::kWriteThenFlush || Stalled()) return;
+  io_uring_sqe* entry = NextEntry();
+  entry->opcode = IORING_OP_ASYNC_CANCEL;
+  entry->fd = -1;
+  entry->addr = operation->id;
+  entry->user_data = operation->id | kCancelMark;
+  Kick();
+  if (!Stalled()) return;
+  // It must not take up the room of operations that go on.
+  pending_--;
+  __atomic_store_n(submission_tail_, --tail_, __ATOMIC_RELEASE);
 }
 
 void Uring::Kick() {
@@ -213,8 +371,8 @@ void Uring::FailPending(int32_t error) {
   while (pending_ > 0) {
     tail_--;
     pending_--;
-    Operation* operation = &operations_[entries_[tail_ & submission_mask_].user_data];
-    operation->result = error;
+    Operation* operation = Complete(entries_[tail_ & submission_mask_].user_data, error);
+    if (operation == nullptr) continue;
     operation->next = failed_;
     failed_ = operation;
   }
@@ -231,10 +389,10 @@ void Uring::Quiet(bool quiet) {
   __atomic_store_n(completion_flags_, quiet ? IORING_CQ_EVENTFD_DISABLED : 0, __ATOMIC_SEQ_CST);
 }
 
-void Uring::BeginReaping() {
+void Uring::BeginReaping(bool told) {
   if (style_ != Style::kDeferred) return;
   uint64_t counter;
-  (void)!read(ranges_.event(), &counter, sizeof(counter));
+  if (told) (void)!read(ranges_.event(), &counter, sizeof(counter));
   Quiet(true);
 }
 
@@ -255,10 +413,9 @@ uint32_t Uring::Reap(Result* results, uint32_t limit) {
   uint32_t count = 0;
   while (head != tail && count < limit) {
     const io_uring_cqe& completion = completions_[head & completion_mask_];
-    Operation* operation = &operations_[completion.user_data];
-    const bool over = Complete(operation, completion.res);
+    const Operation* operation = Complete(completion.user_data, completion.res);
     head++;
-    if (!over) continue;
+    if (operation == nullptr) continue;
     results[count].id = operation->id;
     results[count].value = operation->result;
     count++;
@@ -273,30 +430,51 @@ uint32_t Uring::Reap(Result* results, uint32_t limit) {
   return count < limit ? count + ranges_.Reap(results + count, limit - count) : count;
 }
 
-bool Uring::Complete(Operation* operation, int32_t moved) {
-  if (operation->kind == Kind::kFlush) {
-    operation->result = moved < 0 ? moved : 0;
-    return true;
+Operation* Uring::Complete(uint64_t mark, int32_t value) {
+  if ((mark & kCancelMark) != 0) return nullptr;
+  Operation* operation = &operations_[static_cast<uint32_t>(mark)];
+  const bool flushed = (mark & kFlushMark) != 0;
+  if (operation->kind == Kind::kWriteThenFlush) {
+    if (flushed) {
+      // One that went before its write has flushed nothing of it: the kernel took the two apart.
+      operation->flush_result = operation->written ? value : -ECANCELED;
+    } else {
+      operation->write_result = value;
+      operation->written = true;
+    }
+    return --operation->parts == 0 ? CompleteBoth(operation) : nullptr;
   }
-  if (moved == -EINTR || moved == -EAGAIN) return Again(operation);
-  if (moved < 0) {
-    operation->result = moved;
-    return true;
+  if (flushed) {
+    operation->result = value < 0 ? value : 0;
+    return operation;
   }
-  operation->done += static_cast<uint32_t>(moved);
-  if (operation->done >= operation->length) {
-    operation->result = 0;
-    return true;
-  }
-  if (moved > 0) return Again(operation);
-  operation->result = kEndedEarly;
-  return true;
+  return GoOn(operation, Advance(operation, value));
 }
 
-// The completion's place in the submission ring is free again, so there is room.
-bool Uring::Again(Operation* operation) {
-  Prepare(operation);
-  return false;
+// A write that is not whole breaks the link, and both go again.
+Operation* Uring::CompleteBoth(Operation* operation) {
+  if (operation->done < operation->length) {
+    const Progress progress = Advance(operation, operation->write_result);
+    if (progress != Progress::kOver || operation->result != 0) return GoOn(operation, progress);
+  }
+  if (operation->flush_result == -ECANCELED) {
+    operation->parts = 1;
+    PrepareFlush(operation);
+    return nullptr;
+  }
+  operation->result = operation->flush_result < 0 ? operation->flush_result : 0;
+  return operation;
+}
+
+// The places of its entries in the submission ring are free again, so there is room.
+Operation* Uring::GoOn(Operation* operation, Progress progress) {
+  if (progress == Progress::kOver) return operation;
+  if (progress == Progress::kPutOff) {
+    ranges_.Queue(operation);
+  } else {
+    Prepare(operation);
+  }
+  return nullptr;
 }
 
 uint32_t Uring::Descriptors(int* descriptors) const {

@@ -2,8 +2,11 @@
 // io_uring_enter(2), io_uring_register(2)). Reads, writes and flushes go through the ring; range operations (discard,
 // zeroing) go to a small thread pool, because the oldest kernel that we serve has no ring operation for all of them.
 //
-// Invariants: the submission ring has room for the whole capacity and the completion ring for twice that, so neither
-// can overflow. Only the event loop's thread calls in (IORING_SETUP_SINGLE_ISSUER). Never IORING_SETUP_SQPOLL: a
+// Files and memory are registered where the kernel lets us, so that it need not look them up, nor pin the memory, for
+// each operation. What the kernel puts off (EAGAIN) goes to the small thread pool too, whose threads can wait.
+//
+// Invariants: the submission ring has room for twice the capacity (a write and its flush are two entries) and the
+// completion ring for twice that, so neither can overflow. Only the event loop's thread calls in (IORING_SETUP_SINGLE_ISSUER). Never IORING_SETUP_SQPOLL: a
 // library does not burn a processor that it was not given.
 #pragma once
 
@@ -37,28 +40,45 @@ class Uring final : public Engine {
 
   void Queue(Operation* operation) override;
   void Kick() override;
+  void Cancel(Operation* operation) override;
+  bool RegistersFiles() const override { return files_ > 0; }
+  int RegisterFile(uint32_t index, int fd) override;
+  int RegisterMemory(uint32_t index, void* base, size_t size) override;
+  void UnregisterFile(uint32_t index) override;
+  void UnregisterMemory(uint32_t index) override;
   uint32_t Reap(Result* results, uint32_t limit) override;
   uint32_t Descriptors(int* descriptors) const override;
   Style style() const { return style_; }
   bool Stalled() const override { return pending_ > 0; }
   void Poke() override { ranges_.Poke(); }
-  void BeginReaping() override;
+  void BeginReaping(bool told) override;
   bool EndReaping() override;
 
  private:
   bool Setup(uint32_t capacity, Style best, Failure* failure);
   bool Map(Failure* failure);
   bool Probe(Failure* failure);
+  void RegisterTables();
+  bool FilesGoAtOnce() const;
+  int SetFile(uint32_t index, int fd) const;
+  int SetMemory(uint32_t index, void* base, size_t size) const;
+  io_uring_sqe* NextEntry();
   void Prepare(Operation* operation);
-  // Returns false if the operation is not over (a short or interrupted one goes on).
-  bool Complete(Operation* operation, int32_t moved);
-  bool Again(Operation* operation);
+  void PrepareFlush(Operation* operation);
+  // One completion, or a refusal to take an entry, by the entry's mark. Returns the operation if it is over.
+  Operation* Complete(uint64_t mark, int32_t value);
+  Operation* CompleteBoth(Operation* operation);
+  Operation* GoOn(Operation* operation, Progress progress);
   void FailPending(int32_t error);
   void Quiet(bool quiet);
   bool MoreToDo() const;
   int Enter(uint32_t to_submit, uint32_t min_complete, uint32_t flags) const;
 
   int ring_ = -1;
+  int enter_ring_ = -1;    // what io_uring_enter is given: the descriptor, or the index under which it is registered
+  uint32_t enter_flags_ = 0;
+  uint32_t files_ = 0;    // places in the table of registered files
+  uint32_t memories_ = 0;
   Style style_ = Style::kPlain;
   io_uring_params params_{};
   void* rings_ = nullptr;

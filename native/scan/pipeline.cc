@@ -89,7 +89,7 @@ class Pipeline::Lane {
       pipeline_->Fail({-error, settings_.offset, 0});
     } else {
       while (Refill()) {
-        engine_->BeginReaping();
+        engine_->BeginReaping(true);
         bool reaped = ReapAll();
         while (engine_->EndReaping() && ReapAll()) reaped = true;
         if (!reaped) Wait();

@@ -43,12 +43,14 @@ test('a prebuilt addon is loaded, and a local build goes before it', () => {
 
 test('a handle is taken only by the folder that it comes from', async () => {
   const { region, ring } = native();
-  const memory = new Uint8Array(new SharedArrayBuffer(64 + 40));
-  const { handle: ringHandle } = ring.create(memory, 1, 0, 1, () => {});
+  const memory = new Uint8Array(new SharedArrayBuffer(64 + 32 + 68 * 16 + 8));
+  const { handle: ringHandle } = ring.create(memory, 1, 0, 1, 0, () => {});
   const { handle: regionHandle } = await region.open(join(folder, 'region'), 4096, 4096, true, 'auto');
   const refused = expect.objectContaining({ code: 'ERR_INVALID_ARG_TYPE' });
   for (const wrong of [regionHandle, {}, undefined, 1] as NativeRingHandle[]) {
     expect(() => ring.submit(wrong)).toThrow(refused);
+    expect(() => ring.submitAndPoll(wrong)).toThrow(refused);
+    expect(() => ring.cancel(wrong, 0)).toThrow(refused);
     expect(() => ring.addFile(wrong, 0)).toThrow(refused);
     expect(() => ring.close(wrong)).toThrow(refused);
   }

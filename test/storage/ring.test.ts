@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, open, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { openDevice } from '../../lib/storage/open-device.ts';
-import { openRing } from '../../lib/storage/ring.ts';
+import { openRing, RingOperation, RingRequest } from '../../lib/storage/ring.ts';
 import { engines } from './engines.ts';
 
 const run = promisify(execFile);
@@ -101,6 +101,32 @@ describe.each(engines)('with the engine %s', (engine) => {
   });
 });
 
+test('a ring counts what it does, over all files', async () => {
+  const ring = openRing({ capacity: 2, maxQueued: 10, engine: 'threads' });
+  class Flush extends RingRequest {
+    readonly over = new Promise<number>((resolve) => {
+      this.settle = resolve;
+    });
+    settle(_result: number): void {}
+  }
+  await using file = await open(join(folder, 'counted'), 'w');
+  const slot = ring.addFile(file.fd);
+  const requests = Array.from({ length: 5 }, () => new Flush());
+  for (const request of requests) {
+    request.operation = RingOperation.flush;
+    request.slot = slot;
+    ring.submit(request);
+  }
+  expect(ring.statistics()).toMatchObject({ queued: 3, queuedMax: 3 });
+  for (const request of requests) expect(await request.over).toBe(0);
+  ring.removeFile(slot);
+  const { flushes, inFlight, inFlightMax, queued, handOvers, batches } = ring.statistics();
+  expect([flushes.operations, inFlight, inFlightMax, queued]).toEqual([5, 0, 2, 0]);
+  expect(handOvers).toBeGreaterThanOrEqual(3);
+  expect(batches).toBeLessThanOrEqual(5);
+  ring.close();
+});
+
 describe.runIf(engines.includes('io_uring'))('io_uring on older kernels', () => {
   test.each(['deferred', 'cooperative', 'plain'])('serves the %s way', async (style) => {
     const path = join(folder, `style-${style}`);
@@ -108,7 +134,7 @@ describe.runIf(engines.includes('io_uring'))('io_uring on older kernels', () => 
       timeout: 20_000,
       env: { ...process.env, HOLDFAST_IO_URING_STYLE: style },
     });
-    expect(JSON.parse(stdout)).toEqual({ features: [style], mismatches: 0 });
+    expect(JSON.parse(stdout)).toEqual({ features: expect.arrayContaining([style]), mismatches: 0 });
   });
 
   test('a way that is none is refused', () => {
