@@ -41,6 +41,7 @@ export type {
   DeviceStats,
   Geometry,
   IoOptions,
+  VectoredDevice,
   WriteOptions,
   WriteZeroesOptions,
 } from './storage/block-device.ts';
@@ -60,6 +61,7 @@ export {
 export { assertMayOverwrite, type BlankOptions, isShownBlank, type OverwriteConsent } from './storage/guard.ts';
 export { type DeviceIdentity, deviceIdentity } from './storage/identity.ts';
 export { type IoLease, IoMemory, type IoMemoryOptions, type IoMemoryUsage, ioMemory } from './storage/io-memory.ts';
+export type { IoStatistics, OperationStatistics } from './storage/io-statistics.ts';
 export { MemoryDevice, type MemoryDeviceOptions } from './storage/memory-device.ts';
 export { type OpenDeviceOptions, OpenedDevice, openDevice } from './storage/open-device.ts';
 export { openRegion, type PersistMeans, type Region, type RegionOptions, regionBytesMax } from './storage/region.ts';

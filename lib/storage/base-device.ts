@@ -38,6 +38,11 @@ export function isAligned(offset: number, length: number, blockBytes: number): b
   return ((offset | length) & (blockBytes - 1)) === 0;
 }
 
+/** Of buffers that stand for one range, in bytes. */
+export function totalLength(buffers: readonly Uint8Array[]): number {
+  return buffers.reduce((sum, buffer) => sum + buffer.byteLength, 0);
+}
+
 export interface CountedStats {
   reads: number;
   readBytes: number;

@@ -87,3 +87,11 @@ export interface BlockDevice extends AsyncDisposable {
   /** Waits for requests in flight, then releases everything. Idempotent. Requests after it: ERR_HOLDFAST_CLOSED. */
   close(): Promise<void>;
 }
+
+/** What can also be had of devices that reach scattered memory in one operation. */
+export interface VectoredDevice {
+  /** Fills the buffers, one after the other, from the device, starting at `offset` bytes. */
+  readVectored(offset: number, buffers: readonly Uint8Array[], options?: IoOptions): Promise<void>;
+  /** Writes the buffers, one after the other, to the device, starting at `offset` bytes. They do not stay together if it fails. */
+  writeVectored(offset: number, buffers: readonly Uint8Array[], options?: WriteOptions): Promise<void>;
+}

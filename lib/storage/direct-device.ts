@@ -17,21 +17,25 @@ import { type FileHandle, open, readFile, stat, unlink } from 'node:fs/promises'
 import { dirname } from 'node:path';
 import { HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
 import { native } from '../native.ts';
-import { type CountedStats, checkRange, isAligned, newStats } from './base-device.ts';
+import { type CountedStats, checkRange, isAligned, newStats, totalLength } from './base-device.ts';
 import type {
   BlockDevice,
   DeviceStats,
   Geometry,
   IoOptions,
+  VectoredDevice,
   WriteOptions,
   WriteZeroesOptions,
 } from './block-device.ts';
 import { blockFolder } from './identity.ts';
 import { InFlight } from './in-flight.ts';
 import { arenaOf, type IoLease, IoMemory } from './io-memory.ts';
+import type { IoStatistics } from './io-statistics.ts';
 import {
   type EngineReport,
   errnoName,
+  type MemoryPiece,
+  maxPieces,
   type Ring,
   RingOperation,
   type RingOptions,
@@ -87,6 +91,8 @@ interface Opened {
   readonly directReason: string;
   /** Addresses of memory must be multiples of this. */
   readonly memoryAlignmentBytes: number;
+  /** The device has no write with force unit access: a flush follows each write that asks for it. */
+  readonly flushesForFua: boolean;
   readonly geometry: Geometry;
 }
 
@@ -104,6 +110,7 @@ const operationNames: Record<number, string> = {
   [RingOperation.read]: 'read',
   [RingOperation.write]: 'write',
   [RingOperation.writeFua]: 'write with force unit access',
+  [RingOperation.writeThenFlush]: 'write with force unit access',
   [RingOperation.punchHole]: 'punching a hole',
   [RingOperation.zeroRange]: 'zeroing',
   [RingOperation.blockDiscard]: 'discard',
@@ -143,6 +150,10 @@ class DeviceRequest extends RingRequest {
 
 function nothing(): void {}
 
+function isFuaWrite(operation: number): boolean {
+  return operation === RingOperation.writeFua || operation === RingOperation.writeThenFlush;
+}
+
 const settled = Symbol('settled');
 
 // A promise's executor that allocates no closure: the constructor calls it at once, and the caller picks these up.
@@ -153,7 +164,7 @@ const pickUp = (resolve: () => void, reject: (error: HoldfastError) => void) => 
   lastReject = reject;
 };
 
-export class DirectDevice implements BlockDevice, FileLender {
+export class DirectDevice implements BlockDevice, VectoredDevice, FileLender {
   readonly kind = 'direct';
   readonly name: string;
   readonly readOnly: boolean;
@@ -164,6 +175,7 @@ export class DirectDevice implements BlockDevice, FileLender {
   readonly #sizeBytes: number;
   readonly #blockMask: number;
   readonly #memoryMask: number;
+  readonly #fuaWrite: number;
   readonly #stats: CountedStats = newStats();
   readonly #freeRequests: DeviceRequest[] = [];
   /** Operations, and requests of several steps. */
@@ -187,6 +199,7 @@ export class DirectDevice implements BlockDevice, FileLender {
     this.#sizeBytes = opened.geometry.sizeBytes;
     this.#blockMask = opened.geometry.logicalBlockBytes - 1;
     this.#memoryMask = opened.memoryAlignmentBytes - 1;
+    this.#fuaWrite = opened.flushesForFua ? RingOperation.writeThenFlush : RingOperation.writeFua;
   }
 
   /** Which engine serves it and whether past the page cache, with the reasons. */
@@ -201,14 +214,28 @@ export class DirectDevice implements BlockDevice, FileLender {
 
   write(offset: number, buffer: Uint8Array, options?: WriteOptions): Promise<void> {
     if (options?.fua !== true) return this.#transfer(RingOperation.write, offset, buffer, options?.signal);
-    if (this.#opened.direct) return this.#transfer(RingOperation.writeFua, offset, buffer, options.signal);
-    return this.#writeThenFlush(offset, buffer, options.signal);
+    if (this.#opened.direct) return this.#transfer(this.#fuaWrite, offset, buffer, options.signal);
+    const { signal } = options;
+    return this.#thenFlush(() => this.#transfer(RingOperation.write, offset, buffer, signal));
+  }
+
+  /** As `read` into one buffer after the other; one operation for every 64 of them that are leased from I/O memory. */
+  readVectored(offset: number, buffers: readonly Uint8Array[], options?: IoOptions): Promise<void> {
+    return this.#vectored(RingOperation.read, offset, buffers, options?.signal);
+  }
+
+  /** As `write` of one buffer after the other; one operation for every 64 of them that are leased from I/O memory. */
+  writeVectored(offset: number, buffers: readonly Uint8Array[], options?: WriteOptions): Promise<void> {
+    const { fua = false, signal } = options ?? {};
+    if (!fua) return this.#vectored(RingOperation.write, offset, buffers, signal);
+    if (this.#opened.direct) return this.#vectored(this.#fuaWrite, offset, buffers, signal);
+    return this.#thenFlush(() => this.#vectored(RingOperation.write, offset, buffers, signal));
   }
 
   /** Through the page cache: a write with force unit access could be told of the failure that is another flush's. */
-  #writeThenFlush(offset: number, buffer: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+  #thenFlush(write: () => Promise<void>): Promise<void> {
     return this.#inFlight.hold(async () => {
-      await this.#transfer(RingOperation.write, offset, buffer, signal);
+      await write();
       await this.#flushes.run();
     });
   }
@@ -248,6 +275,11 @@ export class DirectDevice implements BlockDevice, FileLender {
 
   stats(): DeviceStats {
     return { ...this.#stats };
+  }
+
+  /** What the ring has counted of this device's operations: how many, how long, how many at once. */
+  ioStatistics(): IoStatistics {
+    return this.#ring.fileStatistics(this.#slot);
   }
 
   close(): Promise<void> {
@@ -298,11 +330,15 @@ export class DirectDevice implements BlockDevice, FileLender {
     }
     throwIfAborted(signal, `a request to ${this.name}`);
     this.#ring.admit();
-    if (length > 0 && !isAligned(offset, length, this.#blockMask + 1))
-      throw new HoldfastError(
-        'ERR_HOLDFAST_BAD_ARGUMENT',
-        `${this.name}: ${length} bytes at ${offset} are not whole blocks of ${this.#blockMask + 1}; open it with openDevice`,
-      );
+    this.#checkAligned(offset, length);
+  }
+
+  #checkAligned(offset: number, length: number): void {
+    if (length === 0 || isAligned(offset, length, this.#blockMask + 1)) return;
+    throw new HoldfastError(
+      'ERR_HOLDFAST_BAD_ARGUMENT',
+      `${this.name}: ${length} bytes at ${offset} are not whole blocks of ${this.#blockMask + 1}; open it with openDevice`,
+    );
   }
 
   #flushFailed(): HoldfastError {
@@ -337,6 +373,63 @@ export class DirectDevice implements BlockDevice, FileLender {
     const lease = copyMemory().tryLease(length);
     if (lease === undefined) return this.#copyLater(operation, offset, buffer, signal);
     return this.#submit(this.#copyRequest(operation, offset, buffer, lease), signal);
+  }
+
+  async #vectored(
+    operation: number,
+    offset: number,
+    buffers: readonly Uint8Array[],
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    this.#admit(operation, offset, totalLength(buffers), signal);
+    for (const { byteLength } of buffers) this.#checkAligned(offset, byteLength);
+    await this.#inFlight.hold(async () => {
+      const parts: Promise<void>[] = [];
+      let at = offset;
+      for (const run of this.#piecewise(buffers)) {
+        parts.push(
+          run.pieces === undefined
+            ? this.#transfer(operation, at, run.buffer, signal)
+            : this.#sendPieces(operation, at, run.length, run.pieces, signal),
+        );
+        at += run.length;
+      }
+      const bad = (await Promise.allSettled(parts)).find((outcome) => outcome.status === 'rejected');
+      if (bad !== undefined) throw bad.reason;
+    });
+  }
+
+  /** Puts neighbours that the device can reach together, as many as one operation takes; a foreign one stands alone. */
+  *#piecewise(
+    buffers: readonly Uint8Array[],
+  ): Iterable<{ length: number; pieces: MemoryPiece[] } | { length: number; pieces: undefined; buffer: Uint8Array }> {
+    let pieces: MemoryPiece[] = [];
+    for (const buffer of buffers) {
+      const length = buffer.byteLength;
+      if (length === 0) continue;
+      const arena = arenaOf(buffer);
+      const arenaOffset = arena === undefined ? -1 : buffer.byteOffset - arena.start;
+      const reachable = arena !== undefined && (arenaOffset & this.#memoryMask) === 0;
+      if (pieces.length > 0 && (!reachable || pieces.length === maxPieces)) {
+        yield { length: lengthOf(pieces), pieces };
+        pieces = [];
+      }
+      if (reachable) pieces.push({ arena: this.#ring.arenaIndex(arena), arenaOffset, length });
+      else yield { length, pieces: undefined, buffer };
+    }
+    if (pieces.length > 0) yield { length: lengthOf(pieces), pieces };
+  }
+
+  #sendPieces(
+    operation: number,
+    offset: number,
+    length: number,
+    pieces: readonly MemoryPiece[],
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const request = this.#newRequest(operation, offset, length);
+    request.pieces = pieces;
+    return this.#submit(request, signal);
   }
 
   #copyRequest(operation: number, offset: number, buffer: Uint8Array, lease: IoLease): DeviceRequest {
@@ -499,11 +592,12 @@ export class DirectDevice implements BlockDevice, FileLender {
     request.resolve = lastResolve;
     request.reject = lastReject;
     this.#inFlight.enter();
-    const sent = this.#ring.submit(request);
-    if (!sent && signal !== undefined) {
+    this.#ring.submit(request);
+    if (signal !== undefined) {
       request.signal = signal;
       request.onAbort = () => {
         if (this.#ring.withdraw(request)) request.settle(resultAborted);
+        else this.#ring.cancel(request);
       };
       signal.addEventListener('abort', request.onAbort, { once: true });
     }
@@ -537,6 +631,7 @@ export class DirectDevice implements BlockDevice, FileLender {
       request.lease = undefined;
       request.target = undefined;
     }
+    request.pieces = undefined;
     request.part = false;
     request.resolve = nothing;
     request.reject = nothing;
@@ -549,7 +644,7 @@ export class DirectDevice implements BlockDevice, FileLender {
     if (operation === RingOperation.read) {
       stats.reads++;
       stats.readBytes += length;
-    } else if (operation <= RingOperation.writeFua) {
+    } else if (operation <= RingOperation.writeThenFlush) {
       stats.writes++;
       stats.writtenBytes += length;
     }
@@ -558,7 +653,7 @@ export class DirectDevice implements BlockDevice, FileLender {
   /** What stands against believing a success. */
   #lateErrorOf({ operation, offset, length, target }: DeviceRequest): HoldfastError | undefined {
     if (target !== undefined && target.byteLength !== length) return this.#bufferGone(operation, offset, length);
-    const makesDurable = operation === RingOperation.flush || operation === RingOperation.writeFua;
+    const makesDurable = operation === RingOperation.flush || isFuaWrite(operation);
     return makesDurable && this.#flushFailure !== undefined ? this.#flushFailed() : undefined;
   }
 
@@ -567,13 +662,12 @@ export class DirectDevice implements BlockDevice, FileLender {
     const where =
       operation === RingOperation.flush ? 'flush' : `${operationNames[operation]} of ${length} at ${offset}`;
     const what = `${this.name}: ${where}`;
-    if (result === resultAborted)
+    const errno = errnoName(result);
+    if (result === resultAborted || (errno === 'ECANCELED' && signal?.aborted === true))
       return new HoldfastError('ERR_HOLDFAST_ABORTED', `${what} was cancelled`, { cause: signal?.reason });
     if (result === resultEndedEarly)
       return new HoldfastError('ERR_HOLDFAST_IO', `${what} met the device's end; it has become smaller: open it again`);
-    const errno = errnoName(result);
-    const losesWrites =
-      operation === RingOperation.flush || (operation === RingOperation.writeFua && !noSpace.has(errno));
+    const losesWrites = operation === RingOperation.flush || (isFuaWrite(operation) && !noSpace.has(errno));
     if (losesWrites)
       return new HoldfastError(
         'ERR_HOLDFAST_FLUSH_FAILED',
@@ -596,6 +690,10 @@ export class DirectDevice implements BlockDevice, FileLender {
 const assumedBlockBytes = 4096;
 const plainBlockBytes = 512;
 const preferredIoBytes = 128 * 1024;
+
+function lengthOf(pieces: readonly MemoryPiece[]): number {
+  return pieces.reduce((sum, piece) => sum + piece.length, 0);
+}
 
 function badArgument(message: string): HoldfastError {
   return new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', message);
@@ -672,6 +770,7 @@ async function openExisting(path: string, options: DirectDeviceOptions, ring: Ri
       direct: access.direct,
       directReason: access.reason,
       memoryAlignmentBytes: access.memoryBytes,
+      flushesForFua: isBlockDevice && geometry.volatileCache && !(await hasFua(handle)),
       geometry,
     };
     return new DirectDevice(path, readOnly, opened, ring);
@@ -800,6 +899,12 @@ async function readBlockGeometry(handle: FileHandle): Promise<Geometry> {
     writeZeroes: (await readQueue(rdev, 'write_zeroes_max_bytes')) !== '0',
     volatileCache: (await readQueue(rdev, 'write_cache')) !== 'write through',
   };
+}
+
+/** Where the kernel does not tell, it is asked for it as if there were. */
+async function hasFua(handle: FileHandle): Promise<boolean> {
+  const { rdev } = await handle.stat({ bigint: true });
+  return (await readQueue(rdev, 'fua')) !== '0';
 }
 
 async function readFileGeometry(handle: FileHandle, blockBytes: number, ring: Ring | undefined): Promise<Geometry> {

@@ -8,6 +8,7 @@ import {
   lendFile,
   openDirectDevice,
 } from './direct-device.ts';
+import type { IoStatistics } from './io-statistics.ts';
 import { UnalignedDevice } from './unaligned.ts';
 
 export type OpenDeviceOptions = DirectDeviceOptions;
@@ -28,6 +29,11 @@ export class OpenedDevice extends UnalignedDevice implements FileLender {
 
   [lendFile](onClosing: () => void): LentFile {
     return this.#direct[lendFile](onClosing);
+  }
+
+  /** What has been counted of the operations on it: how many, how long, how many at once. */
+  ioStatistics(): IoStatistics {
+    return this.#direct.ioStatistics();
   }
 }
 

@@ -11,12 +11,13 @@
  * - A request settles only when all of its parts have.
  */
 import { assert, HoldfastError, throwIfAborted } from '../base/errors.ts';
-import { checkRange, isAligned } from './base-device.ts';
+import { checkRange, isAligned, totalLength } from './base-device.ts';
 import type {
   BlockDevice,
   DeviceStats,
   Geometry,
   IoOptions,
+  VectoredDevice,
   WriteOptions,
   WriteZeroesOptions,
 } from './block-device.ts';
@@ -87,12 +88,12 @@ function cutAtBlocks(offset: number, length: number, blockBytes: number): Cut {
   };
 }
 
-export class UnalignedDevice implements BlockDevice {
+export class UnalignedDevice implements BlockDevice, VectoredDevice {
   readonly kind: string;
   readonly name: string;
   readonly readOnly: boolean;
   readonly geometry: Geometry;
-  readonly #core: BlockDevice;
+  readonly #core: BlockDevice & Partial<VectoredDevice>;
   readonly #blockBytes: number;
   readonly #lock = new RangeLock();
   #locking = false;
@@ -108,7 +109,7 @@ export class UnalignedDevice implements BlockDevice {
    * Takes over `core`, which is closed with this. `core` need only serve requests whose offset and length are multiples
    * of `geometry.logicalBlockBytes`; its size must be one too.
    */
-  constructor(core: BlockDevice) {
+  constructor(core: BlockDevice & Partial<VectoredDevice>) {
     this.kind = core.kind;
     this.name = core.name;
     this.readOnly = core.readOnly;
@@ -129,6 +130,33 @@ export class UnalignedDevice implements BlockDevice {
       return this.#lockedWrite(offset, buffer.byteLength, options, () => this.#core.write(offset, buffer, options));
     }
     return this.#count(this.#core.write(offset, buffer, options));
+  }
+
+  /** In one operation where the device below can and each buffer is whole blocks; else through a copy. */
+  async readVectored(offset: number, buffers: readonly Uint8Array[], options?: IoOptions): Promise<void> {
+    if (this.#core.readVectored !== undefined && this.#areWhole(offset, buffers))
+      return this.#core.readVectored(offset, buffers, options);
+    const all = new Uint8Array(totalLength(buffers));
+    await this.read(offset, all, options);
+    let at = 0;
+    for (const buffer of buffers) {
+      buffer.set(all.subarray(at, at + buffer.byteLength));
+      at += buffer.byteLength;
+    }
+  }
+
+  /** In one operation where the device below can and each buffer is whole blocks; else through a copy. */
+  writeVectored(offset: number, buffers: readonly Uint8Array[], options?: WriteOptions): Promise<void> {
+    const { writeVectored } = this.#core;
+    if (writeVectored === undefined || !this.#areWhole(offset, buffers))
+      return this.write(offset, Buffer.concat(buffers), options);
+    const write = () => writeVectored.call(this.#core, offset, buffers, options);
+    if (this.#locking) return this.#lockedWrite(offset, totalLength(buffers), options, write);
+    return this.#count(write());
+  }
+
+  #areWhole(offset: number, buffers: readonly Uint8Array[]): boolean {
+    return buffers.every((buffer) => this.#isWhole(offset, buffer.byteLength));
   }
 
   async flush(options?: IoOptions): Promise<void> {

@@ -116,7 +116,7 @@ describe.each(engines)('with the engine %s', (engine) => {
     expect(Buffer.compare(found, bytes)).toBe(0);
   });
 
-  test('a parked request can be cancelled, one in flight completes', async () => {
+  test('a parked request can be cancelled; one handed over is cancelled or whole', async () => {
     await using device = await makeDevice({ engine, capacity: 1, maxQueued: 2 });
     const controller = new AbortController();
     const { signal } = controller;
@@ -124,11 +124,100 @@ describe.each(engines)('with the engine %s', (engine) => {
     const second = device.write(4096, pattern(4096, 2), { signal });
     controller.abort();
     await expect(second).rejects.toMatchObject({ code: 'ERR_HOLDFAST_ABORTED' });
-    await first;
+    const [outcome] = await Promise.allSettled([first]);
     const found = new Uint8Array(8192);
     await device.read(0, found);
-    expect(Buffer.compare(found.subarray(0, 4096), pattern(4096, 1))).toBe(0);
+    const expected = outcome.status === 'fulfilled' ? pattern(4096, 1) : Buffer.alloc(4096);
+    if (outcome.status === 'rejected') expect(outcome.reason).toMatchObject({ code: 'ERR_HOLDFAST_ABORTED' });
+    expect(Buffer.compare(found.subarray(0, 4096), expected)).toBe(0);
     expect(found.subarray(4096).every((byte) => byte === 0)).toBe(true);
+  });
+
+  test('many requests that are cancelled at any moment are each whole or not begun', async () => {
+    await using device = await makeDevice({ engine, capacity: 16 });
+    const outcomes = await Promise.allSettled(
+      Array.from({ length: 400 }, async (_, index) => {
+        const controller = new AbortController();
+        setTimeout(() => controller.abort(), index % 4);
+        await device.write(index * 4096, Buffer.alloc(4096, 1), { signal: controller.signal });
+      }),
+    );
+    const found = Buffer.alloc(400 * 4096);
+    await device.read(0, found);
+    outcomes.forEach((outcome, index) => {
+      if (outcome.status === 'rejected') expect(outcome.reason).toMatchObject({ code: 'ERR_HOLDFAST_ABORTED' });
+      const byte = outcome.status === 'fulfilled' ? 1 : 0;
+      expect(found.subarray(index * 4096, (index + 1) * 4096).every((value) => value === byte)).toBe(true);
+    });
+    expect(device.ioStatistics().inFlight).toBe(0);
+  });
+
+  test('scattered memory is written and read as one range, leased or not, more pieces than one operation takes', async () => {
+    await using device = await makeDevice({ engine });
+    const memory = new IoMemory();
+    const leases = Array.from({ length: 150 }, (_, index) => memory.lease(4096 * (1 + (index % 3))));
+    const buffers: Buffer[] = leases.map((lease) => lease.bytes);
+    buffers.splice(70, 0, Buffer.alloc(8192));
+    const lengthBytes = buffers.reduce((sum, bytes) => sum + bytes.length, 0);
+    const expected = pattern(lengthBytes, 1);
+    let at = 0;
+    for (const bytes of buffers) {
+      bytes.set(expected.subarray(at, at + bytes.length));
+      at += bytes.length;
+    }
+    await device.writeVectored(4096, buffers, { fua: true });
+    const found = new Uint8Array(lengthBytes);
+    await device.read(4096, found);
+    expect(Buffer.compare(found, expected)).toBe(0);
+    for (const bytes of buffers) bytes.fill(0);
+    await device.readVectored(4096, buffers);
+    expect(Buffer.concat(buffers).equals(expected)).toBe(true);
+    // 70 leased ones in two operations, the foreign one, 80 in two more.
+    expect(device.ioStatistics().reads.operations).toBe(1 + Math.ceil(lengthBytes / (512 * 1024)) - 1 + 5);
+    await expect(device.readVectored(0, [Buffer.alloc(512), Buffer.alloc(100)])).rejects.toMatchObject({
+      code: 'ERR_HOLDFAST_BAD_ARGUMENT',
+    });
+    await expect(device.readVectored(16 * mebibyte - 4096, buffers)).rejects.toMatchObject({
+      code: 'ERR_HOLDFAST_OUT_OF_RANGE',
+    });
+    for (const lease of leases) lease.release();
+    memory.close();
+  });
+
+  test('what is done is counted, with its time', async () => {
+    await using device = await makeDevice({ engine, capacity: 32 });
+    const before = device.ioStatistics();
+    await Promise.all(Array.from({ length: 100 }, (_, index) => device.write(index * 4096, pattern(4096, index))));
+    await device.flush();
+    await device.writeZeroes(0, 8192, { mayUnmap: false });
+    await truncate(device.name, 4096);
+    await expect(device.read(8192, new Uint8Array(4096))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_IO' });
+    const { reads, writes, flushes, ranges, inFlight, inFlightMax } = device.ioStatistics();
+    expect(before.writes.operations).toBe(0);
+    expect(before.writes.quantileNs(0.5)).toBe(0);
+    expect([writes.operations, writes.errors, writes.bytes]).toEqual([100, 0, 409_600]);
+    expect([reads.operations, reads.errors, reads.bytes]).toEqual([1, 1, 0]);
+    expect(flushes.operations).toBe(1);
+    expect(ranges.operations).toBe(1);
+    expect([inFlight, inFlightMax]).toEqual([0, 32]);
+    const counted = writes.histogram();
+    expect(counted.reduce((sum, { operations }) => sum + operations, 0)).toBe(100);
+    expect(writes.meanNs).toBeGreaterThan(0);
+    expect(writes.quantileNs(0.5)).toBeLessThanOrEqual(writes.quantileNs(0.99));
+    expect(writes.quantileNs(1)).toBe(writes.maxNs);
+  });
+
+  test('a request that is waited for without the loop has the same outcome, and the loop still gets its turn', async () => {
+    await using device = await makeDevice({ engine, pollMicroseconds: 500 });
+    const bytes = pattern(4096, 1);
+    await device.write(4096, bytes);
+    let turns = 0;
+    const timer = setInterval(() => turns++, 1);
+    const found = new Uint8Array(4096);
+    while (turns < 3) await device.read(4096, found);
+    clearInterval(timer);
+    expect(Buffer.compare(found, bytes)).toBe(0);
+    await Promise.all(Array.from({ length: 50 }, (_, index) => device.write(index * 4096, bytes)));
   });
 
   test('zeroes, with and without giving the space back', async () => {
@@ -255,6 +344,10 @@ describe('what the operating system says becomes an error that names what to do'
       return 0;
     }
     admit(): void {}
+    cancel(): void {}
+    withdraw(): boolean {
+      return false;
+    }
     submit(request: RingRequest): boolean {
       this.sent.push(request.operation);
       const { answer } = this;
@@ -263,7 +356,7 @@ describe('what the operating system says becomes an error that names what to do'
     }
   }
 
-  async function openAnswering({ direct = true } = {}) {
+  async function openAnswering({ direct = true, flushesForFua = false } = {}) {
     const path = freshPath();
     await (await openDirectDevice(path, { create: { sizeBytes: mebibyte } })).close();
     const ring = new AnsweringRing();
@@ -276,6 +369,7 @@ describe('what the operating system says becomes an error that names what to do'
         direct,
         directReason: '',
         memoryAlignmentBytes: 512,
+        flushesForFua,
         geometry: {
           sizeBytes: mebibyte,
           logicalBlockBytes: 512,
@@ -386,6 +480,27 @@ describe('what the operating system says becomes an error that names what to do'
     await expect(device.write(0, block, { fua: true })).rejects.toMatchObject({ code: 'ERR_HOLDFAST_FLUSH_FAILED' });
     ring.answer = 0;
     await expect(device.flush()).rejects.toMatchObject({ code: 'ERR_HOLDFAST_FLUSH_FAILED' });
+    await device.close();
+  });
+
+  test('on a device without force unit access it is a write with a flush behind it', async () => {
+    const { device, ring } = await openAnswering({ flushesForFua: true });
+    await device.write(0, block, { fua: true });
+    expect(ring.sent).toEqual([RingOperation.writeThenFlush]);
+    expect(device.stats()).toMatchObject({ writes: 1, writtenBytes: 512 });
+    ring.answer = -os.EIO;
+    await expect(device.write(0, block, { fua: true })).rejects.toMatchObject({ code: 'ERR_HOLDFAST_FLUSH_FAILED' });
+    await device.close();
+  });
+
+  test('a request that ends cancelled was aborted by its signal, or failed', async () => {
+    const { device, ring } = await openAnswering();
+    ring.answer = -os.ECANCELED;
+    const controller = new AbortController();
+    const reading = device.read(0, new Uint8Array(512), { signal: controller.signal });
+    controller.abort();
+    await expect(reading).rejects.toMatchObject({ code: 'ERR_HOLDFAST_ABORTED' });
+    await expect(device.read(0, new Uint8Array(512))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_IO' });
     await device.close();
   });
 

@@ -36,6 +36,20 @@ test('it tells by which engine it is served, and why', async () => {
   expect(report.directReason).not.toBe('');
 });
 
+test('scattered memory of any length and place is one range, beside unaligned writes too', async () => {
+  await using device = await openDevice(freshPath(), { create });
+  const whole = [pattern(4096, 1), pattern(8192, 2)];
+  await device.writeVectored(4096, whole);
+  const broken = [pattern(100, 3), pattern(5000, 4), pattern(1, 5)];
+  await Promise.all([device.writeVectored(4096 + 12_288 + 77, broken), device.writeVectored(0, [pattern(4096, 6)])]);
+  await device.writeVectored(4096, whole);
+  const into = [Buffer.alloc(12_288), Buffer.alloc(3), Buffer.alloc(5175)];
+  await device.readVectored(4096, into);
+  const expected = Buffer.concat([...whole, Buffer.alloc(77), ...broken]);
+  expect(Buffer.concat(into).subarray(0, expected.length).equals(expected)).toBe(true);
+  expect(device.ioStatistics().writes.operations).toBeGreaterThan(3);
+});
+
 test('what was written survives closing and opening', async () => {
   const path = freshPath();
   {
