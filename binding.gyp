@@ -1,6 +1,6 @@
 # The install build (scripts/build-native.mjs calls node-gyp with it). CMakeLists.txt builds the same sources for
-# development. Each CRC kernel is a library of its own, because gyp has compiler flags by target, not by file, and no
-# other code may be compiled for an instruction set that the processor may lack.
+# development. The CRC kernels of each instruction set are a library of their own, because gyp has compiler flags by
+# target, not by file, and no other code may be compiled for an instruction set that the processor may lack.
 {
   "target_defaults": {
     "cflags": ["-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-ffile-prefix-map=<!(pwd)=."],
@@ -37,11 +37,11 @@
         {
           "target_name": "crc32c_avx512",
           "type": "static_library",
-          "sources": ["native/checksum/crc32c_avx512.cc"],
+          "sources": ["native/checksum/crc32c_avx512.cc", "native/checksum/crc32c_avx512_streams.cc"],
           "cflags": [
             "-msse4.2", "-mpclmul", "-mavx512f", "-mavx512vl", "-mvpclmulqdq",
-            # The intrinsics' "undefined" operands in GCC 12's own headers set this one off (GCC bug 105593).
-            "-Wno-maybe-uninitialized"
+            # The intrinsics' "undefined" operands in GCC 12's own headers set these off (GCC bug 105593).
+            "-Wno-uninitialized", "-Wno-maybe-uninitialized"
           ]
         }
       ]

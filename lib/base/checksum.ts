@@ -2,7 +2,7 @@
  * CRC-32C (Castagnoli; RFC 3720, 12.1), by the fastest kernel that this processor has. Checksums are unsigned 32-bit
  * numbers, finished: crc32c('123456789') is 0xe3069283.
  *
- * HOLDFAST_CRC32C=portable|sse42|avx512 forces a kernel.
+ * HOLDFAST_CRC32C=portable|sse42|avx512|avx512-streams|armv8 forces a kernel.
  */
 
 import { type NativeChecksum, native } from '../native.ts';
@@ -86,7 +86,7 @@ export function crc32cBlocks(bytes: Uint8Array, blockBytes: number): Uint32Array
   return checksums;
 }
 
-/** The name of the kernel in use: `portable`, `sse42` or `avx512`. */
+/** The name of the kernel in use: `portable`, `sse42`, `avx512` or `avx512-streams` on x86-64, `armv8` on arm64. */
 export function crc32cKernel(): string {
   return checksum().selectedKernel();
 }

@@ -14,9 +14,10 @@ uint32_t CopyPortable(uint32_t reg, uint8_t* to, const uint8_t* from, size_t len
 uint32_t ExtendSse42(uint32_t reg, const uint8_t* data, size_t length);
 uint32_t CopySse42(uint32_t reg, uint8_t* to, const uint8_t* from, size_t length);
 
-// Those, AVX-512 F and VL, VPCLMULQDQ
+// Those, AVX-512 F and VL, VPCLMULQDQ: by folding alone, and by folding beside streams of the CRC32 instruction
 uint32_t ExtendAvx512(uint32_t reg, const uint8_t* data, size_t length);
 uint32_t CopyAvx512(uint32_t reg, uint8_t* to, const uint8_t* from, size_t length);
+uint32_t ExtendAvx512Streams(uint32_t reg, const uint8_t* data, size_t length);
 #endif
 
 }  // namespace holdfast::checksum

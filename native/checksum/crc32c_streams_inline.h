@@ -1,5 +1,5 @@
-// CRC-32C with an instruction for it, for inclusion after the processor's own instructions: CrcQword, CrcDword, CrcWord,
-// CrcByte (the register over eight, four, two bytes and one) and Product (carry-less, its lower 64 bits).
+// CRC-32C with an instruction for it, for inclusion after the processor's own instructions: CrcQword, CrcDword,
+// CrcWord, CrcByte (the register over eight, four, two bytes and one) and Product (carry-less, its lower 64 bits).
 //
 // The instruction takes eight bytes a cycle but has a latency of two or three cycles, so three independent streams run
 // at once. Their registers are joined by one carry-less multiplication each (Gopal et al., "Fast CRC Computation for

@@ -111,7 +111,7 @@ TEST("every kernel reads and copies exactly the bytes that it is given, at every
 
 TEST("every kernel is right around the lengths where its steps change") {
   constexpr uint32_t kReg = 0x9ABCDEF0;
-  constexpr size_t kSteps[] = {1536, 2048, 4096, 8192, 12288, 16384, 65536, 262144};
+  constexpr size_t kSteps[] = {1536, 2048, 4096, 5120, 6656, 8192, 12288, 16384, 65536, 262144};
   const std::vector<uint8_t> bytes = RandomBytes(262144 + 9, 2);
   const std::vector<uint32_t> expected = ReferenceOfEveryLength(kReg, bytes);
   ForEachKernel([&](const Kernel& kernel) {
