@@ -74,6 +74,13 @@ export abstract class BaseDevice implements BlockDevice {
   readonly readOnly: boolean;
   protected readonly counted: CountedStats = newStats();
   readonly #inFlight = new InFlight();
+  // Made once, not for each request.
+  readonly #done = () => this.#inFlight.leave();
+  readonly #failed = (error: unknown) => {
+    this.counted.errors++;
+    this.#inFlight.leave();
+    throw error;
+  };
   #closing: Promise<void> | undefined;
 
   protected constructor(name: string, readOnly: boolean) {
@@ -156,15 +163,8 @@ export abstract class BaseDevice implements BlockDevice {
     if (length > 0 && !isAligned(offset, length, this.geometry.logicalBlockBytes)) this.counted.unalignedRequests++;
   }
 
-  async #run(work: Promise<void>): Promise<void> {
+  #run(work: Promise<void>): Promise<void> {
     this.#inFlight.enter();
-    try {
-      await work;
-    } catch (error) {
-      this.counted.errors++;
-      throw error;
-    } finally {
-      this.#inFlight.leave();
-    }
+    return work.then(this.#done, this.#failed);
   }
 }
