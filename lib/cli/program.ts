@@ -8,6 +8,7 @@ import type { CliContext } from './context.ts';
 import { addDemoCommand } from './demo.ts';
 import { EXIT } from './exit-code.ts';
 import { packageRoot, release } from './release.ts';
+import { addScanCommand } from './scan-command.ts';
 import { addServeCommand } from './serve-command.ts';
 import { addStatusCommands } from './status-command.ts';
 import { addVolumeCommands } from './volume-commands.ts';
@@ -33,6 +34,7 @@ export function buildProgram(context: CliContext, exit: (code: number) => void):
   addVolumeCommands(program, context);
   addStatusCommands(program, context, exit);
   addBenchCommand(program, context);
+  addScanCommand(program, context);
   addDemoCommand(program, context, exit);
   addMakeKeyCommand(program, context);
   addBuildNativeCommand(program, exit);

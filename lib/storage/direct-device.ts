@@ -704,7 +704,7 @@ function badArgument(message: string): HoldfastError {
  *
  * @throws HoldfastError ERR_HOLDFAST_NOT_FOUND, _ACCESS, _READ_ONLY, _DEVICE_BUSY (mounted, or held by another opening),
  *   _DEVICE_EXISTS (`create`), _NO_SPACE, _NOT_SUPPORTED (`direct: 'required'`, an engine that cannot be had),
- *   _BAD_ARGUMENT (neither device nor file; a size that is not whole blocks), _IO.
+ *   _BAD_ARGUMENT (neither device nor file; for writing, a size that is not whole blocks), _IO.
  */
 export async function openDirectDevice(path: string, options: DirectDeviceOptions = {}): Promise<DirectDevice> {
   checkOptions(path, options);
@@ -757,7 +757,8 @@ async function openExisting(path: string, options: DirectDeviceOptions, ring: Ri
   const isBlockDevice = found.isBlockDevice();
   const flags =
     (readOnly ? constants.O_RDONLY : constants.O_RDWR) | (isBlockDevice && exclusive ? constants.O_EXCL : 0);
-  const access = direct === 'off' ? notDirect('switched off by the option direct') : await tryDirect(path, flags);
+  const offered = direct === 'off' ? notDirect('switched off by the option direct') : await tryDirect(path, flags);
+  const access = readOnly && found.isFile() ? withOddEnd(found.size, offered) : offered;
   if (direct === 'required' && !access.direct)
     throw new HoldfastError('ERR_HOLDFAST_NOT_SUPPORTED', `${path}: ${access.reason}; use direct: 'auto'`);
   const handle = await openFile(path, access.direct ? flags | constants.O_DIRECT : flags);
@@ -797,6 +798,13 @@ interface Access {
 
 function notDirect(reason: string): Access {
   return { direct: false, reason, blockBytes: plainBlockBytes, memoryBytes: 1 };
+}
+
+/** A file that does not end at a block's border can still be read: through the page cache, byte by byte. */
+function withOddEnd(sizeBytes: number, access: Access): Access {
+  if (sizeBytes % access.blockBytes === 0) return access;
+  const reason = access.direct ? `its ${sizeBytes} bytes are not whole blocks of ${access.blockBytes}` : access.reason;
+  return { ...notDirect(reason), blockBytes: 1 };
 }
 
 /** Whether the file can be read past the page cache, shown by doing it. */

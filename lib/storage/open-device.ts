@@ -52,7 +52,7 @@ export class OpenedDevice extends UnalignedDevice implements FileLender {
  *
  * @throws HoldfastError ERR_HOLDFAST_NOT_FOUND, _ACCESS, _READ_ONLY, _DEVICE_BUSY (mounted, or held by another opening),
  *   _DEVICE_EXISTS (`create`), _NO_SPACE, _NOT_SUPPORTED (`direct: 'required'`, an engine that cannot be had),
- *   _BAD_ARGUMENT (neither device nor file; a size that is not whole blocks), _IO.
+ *   _BAD_ARGUMENT (neither device nor file; for writing, a size that is not whole blocks), _IO.
  */
 export async function openDevice(path: string, options: OpenDeviceOptions = {}): Promise<OpenedDevice> {
   return new OpenedDevice(await openDirectDevice(path, options));

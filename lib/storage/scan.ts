@@ -127,7 +127,7 @@ function checkRate(bytesPerSecond: number): void {
 
 function planOf(device: BlockDevice, options: ScanOptions): ScanPlan {
   const { offset = 0, blockBytes = 64 * 1024, algorithm = 'crc32c', key } = options;
-  const length = options.length ?? device.geometry.sizeBytes - offset;
+  const length = options.length ?? Math.max(0, device.geometry.sizeBytes - offset);
   checkRange(device.name, device.geometry.sizeBytes, offset, length);
   if (!Number.isSafeInteger(blockBytes) || blockBytes < scanBlockBytesMin || blockBytes > scanBlockBytesMax)
     throw new HoldfastError(

@@ -1,9 +1,12 @@
-import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { spawn, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { afterAll, beforeAll, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { crc32c } from '../../lib/base/checksum.ts';
 
 const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 let folder: string;
@@ -75,6 +78,74 @@ it('make-key makes a key for its owner alone, and never overwrites one', () => {
   const again = holdfast('make-key', 'office.key');
   expect([again.status, again.stderr]).toEqual([3, expect.stringContaining('exists already')]);
   expect(readFileSync(path, 'utf8')).toBe(key);
+});
+
+describe('scan', () => {
+  const bytes = Buffer.from(Array.from({ length: 200_001 }, (_, at) => (at * 7919) >> 3));
+
+  it('lists the checksum of every block, and tells the same digest for the same content', () => {
+    const [one, other] = ['scan-a.img', 'scan-b.img'].map((name) => join(folder, name)) as [string, string];
+    for (const path of [one, other]) writeFileSync(path, bytes);
+    const list = holdfast('scan', one, '--list', '--block', '64k', '--algorithm', 'sha256');
+    const expected = [0, 65_536, 131_072, 196_608].map((offset) => {
+      const hash = createHash('sha256').update(bytes.subarray(offset, offset + 65_536));
+      return `${hash.digest('hex')}  ${offset}\n`;
+    });
+    expect([list.status, list.stdout]).toEqual([0, expected.join('')]);
+    const digest = (path: string) => /^ {2}digest {4}([0-9a-f]{64}) /m.exec(holdfast('scan', path).stdout)![1];
+    const first = digest(one);
+    expect(digest(other)).toBe(first);
+    bytes[200_000]! ^= 1;
+    writeFileSync(other, bytes);
+    expect(digest(other)).not.toBe(first);
+  });
+
+  it('as JSON: an object for every block, and the result at the end', () => {
+    const path = join(folder, 'scan.img');
+    writeFileSync(path, bytes);
+    const { stdout, stderr } = holdfast('scan', path, '--json', '--list', '--offset', '65536', '--length', '100000');
+    expect(stderr).toBe('');
+    const lines = stdout
+      .trimEnd()
+      .split('\n')
+      .map((line) => JSON.parse(line));
+    expect(lines.slice(0, -1)).toEqual([
+      { offset: 65_536, length: 65_536, checksum: hex(crc32c(bytes.subarray(65_536, 131_072))) },
+      { offset: 131_072, length: 34_464, checksum: hex(crc32c(bytes.subarray(131_072, 165_536))) },
+    ]);
+    expect(lines.at(-1)).toMatchObject({
+      ...{ path, sizeBytes: 200_001, algorithm: 'crc32c', blockBytes: 65_536, direct: false },
+      ...{ offset: 65_536, length: 100_000, blocks: 2, digest: expect.stringMatching(/^[0-9a-f]{64}$/) },
+    });
+  });
+
+  const hex = (checksum: number) => checksum.toString(16).padStart(8, '0');
+
+  it('of what is not there, or is none', () => {
+    const missing = holdfast('scan', join(folder, 'none.img'));
+    expect([missing.status, missing.stderr]).toEqual([1, expect.stringContaining('none.img')]);
+    expect(holdfast('scan', folder).stderr).toContain('neither');
+    expect(holdfast('scan', 'x', '--block', '3').status).toBe(2);
+    expect(holdfast('scan', 'x', '--algorithm', 'crc').stderr).toContain('crc32c');
+    const path = join(folder, 'scan-outside.img');
+    writeFileSync(path, bytes);
+    expect(holdfast('scan', path, '--offset', '1M').stderr).toContain('outside the device');
+  });
+
+  it('stopped by Ctrl-C, it says where to go on', async () => {
+    const path = join(folder, 'scan-stopped.img');
+    writeFileSync(path, '');
+    truncateSync(path, 64 * 1024 * 1024);
+    const child = spawn(process.execPath, [main, 'scan', path, '--rate', '1M']);
+    let stderr = '';
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      if (stderr === '') child.kill('SIGINT');
+      stderr += text;
+    });
+    const [status] = await once(child, 'exit');
+    expect(status).toBe(130);
+    expect(stderr).toMatch(/the scan was stopped; 0 B of 64 MiB are done, --offset 0 goes on from there/);
+  });
 });
 
 it('bench reads a file, and writes one only if it may be destroyed', () => {

@@ -322,7 +322,24 @@ test('bad input is refused with a code before anything is made', async () => {
   await expect(stat(missing)).rejects.toMatchObject({ code: 'ENOENT' });
 });
 
-test('a file that is empty or not whole blocks is refused, and left as it is', async () => {
+test('a file that is not whole blocks can be read to its last byte, through the page cache', async () => {
+  const path = freshPath();
+  const bytes = pattern(10_001, 1);
+  await writeFile(path, bytes);
+  for (const engine of engines) {
+    await using device = await openDirectDevice(path, { engine, readOnly: true });
+    expect(device.geometry).toMatchObject({ sizeBytes: 10_001, logicalBlockBytes: 1 });
+    expect(device.engineReport().directReason).toMatch(/its 10001 bytes are not whole blocks|no direct I\/O/);
+    const into = new Uint8Array(5001);
+    await device.read(5000, into);
+    expect(Buffer.compare(into, bytes.subarray(5000))).toBe(0);
+  }
+  await expect(openDirectDevice(path, { readOnly: true, direct: 'required' })).rejects.toMatchObject({
+    code: 'ERR_HOLDFAST_NOT_SUPPORTED',
+  });
+});
+
+test('a file that is empty or not whole blocks is refused for writing, and left as it is', async () => {
   const path = freshPath();
   await (await open(path, 'wx')).close();
   await expect(openDirectDevice(path)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' });
