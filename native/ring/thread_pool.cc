@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/falloc.h>  // musl's fcntl.h has not all of its flags
 #include <linux/fs.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -12,11 +13,6 @@
 
 #ifndef RWF_DSYNC
 #define RWF_DSYNC 0x00000002
-#endif
-#ifndef FALLOC_FL_KEEP_SIZE
-#define FALLOC_FL_KEEP_SIZE 0x01
-#define FALLOC_FL_PUNCH_HOLE 0x02
-#define FALLOC_FL_ZERO_RANGE 0x10
 #endif
 
 namespace holdfast::ring {
