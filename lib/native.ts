@@ -236,7 +236,7 @@ function load(): NativeAddon {
     throw new HoldfastError(
       'ERR_HOLDFAST_NATIVE_MISSING',
       `no native addon for ${process.platform}-${process.arch} could be loaded; ` +
-        'run `holdfast build-native` (it needs python3, make and g++)',
+        'run `holdfast build-native` (it needs python3, make and g++; on Alpine linux-headers too)',
       { cause },
     );
   }

@@ -18,15 +18,25 @@ beforeAll(() => {
 
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-function loadThere(): string {
+function loadThere(environment: Readonly<Record<string, string>> = {}): string {
   const script = `import { native } from ${JSON.stringify(join(folder, 'dist', 'native.js'))};
     try { console.log(native().checksum.selectedKernel().length > 0); }
     catch (error) { console.log(error.code, error.message, String(error.cause)); }`;
-  return spawnSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8' }).stdout.trim();
+  const env = { ...process.env, ...environment };
+  return spawnSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8', env }).stdout.trim();
 }
 
 test('without an addon the error names the command that builds it', () => {
   expect(loadThere()).toMatch(/^ERR_HOLDFAST_NATIVE_MISSING .*holdfast build-native/);
+});
+
+test('under musl an addon that was built for glibc is not loaded, and the error names the command that builds one', () => {
+  const prebuilds = join(folder, 'prebuilds', `${process.platform}-${process.arch}`);
+  mkdirSync(prebuilds, { recursive: true });
+  cpSync(join(root, 'build', 'Release', 'holdfast.node'), join(prebuilds, 'holdfast.glibc.node'));
+  expect(loadThere()).toBe('true');
+  expect(loadThere({ LIBC: 'musl' })).toMatch(/^ERR_HOLDFAST_NATIVE_MISSING .*holdfast build-native.*libc=musl/s);
+  rmSync(prebuilds, { recursive: true });
 });
 
 test('a prebuilt addon is loaded, and a local build goes before it', () => {
