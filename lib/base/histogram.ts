@@ -73,4 +73,12 @@ export class Histogram {
     }
     return this.#max;
   }
+
+  /** How many values are not above this one; those in the bucket that it falls into count as not above. */
+  countUpTo(value: number): number {
+    const last = value >= VALUE_MAX ? BUCKETS - 1 : bucketOf(Math.max(0, Math.floor(value)));
+    let seen = 0;
+    for (let bucket = 0; bucket <= last; bucket++) seen += this.#counts[bucket]!;
+    return seen;
+  }
 }

@@ -80,38 +80,34 @@ export function progressLine(state: ProgressState, columns: number): string {
   const text = `${percent.toFixed(1).padStart(5)} %  ${amounts}  ${formatSize(bytesPerSecond)}/s  ${toGo}`;
   const room = columns - label.length - text.length - 6;
   if (room < 10) return `${label} ${text}`;
-  const width = Math.min(30, room);
-  const filled = Math.floor((percent / 100) * width);
-  return `${label} [${'#'.repeat(filled)}${'.'.repeat(width - filled)}] ${text}`;
+  return `${label} ${bar(percent, Math.min(30, room))} ${text}`;
 }
 
-export class Progress implements Disposable {
+/** `[####......]`, `width` characters between the brackets. */
+export function bar(percent: number, width: number): string {
+  const filled = Math.floor((percent / 100) * width);
+  return `[${'#'.repeat(filled)}${'.'.repeat(width - filled)}]`;
+}
+
+/** One line that changes: in place on a terminal, a new line now and then elsewhere. */
+export class LiveLine implements Disposable {
   readonly #sink: ProgressSink;
   readonly #clock: Clock;
-  readonly #label: string;
-  readonly #meter = new RateMeter();
+  /** `columns` is 0 where there is no terminal. */
+  readonly #text: (columns: number, nowMs: number) => string;
   #timer: TimerHandle | undefined;
-  #doneBytes = 0;
-  #totalBytes: number;
   #lastLineMs: number;
   #drawn = false;
 
-  constructor(sink: ProgressSink, clock: Clock, label: string, totalBytes: number) {
+  constructor(sink: ProgressSink, clock: Clock, text: (columns: number, nowMs: number) => string) {
     this.#sink = sink;
     this.#clock = clock;
-    this.#label = label;
-    this.#totalBytes = totalBytes;
+    this.#text = text;
     this.#lastLineMs = clock.nowMs();
-    this.#meter.sample(this.#lastLineMs, 0);
     this.#tick();
   }
 
-  update(doneBytes: number, totalBytes = this.#totalBytes): void {
-    this.#doneBytes = doneBytes;
-    this.#totalBytes = totalBytes;
-  }
-
-  /** Removes the bar. What to say at the end is the caller's. */
+  /** Removes the line. What to say at the end is the caller's. */
   [Symbol.dispose](): void {
     this.#timer?.cancel();
     this.#timer = undefined;
@@ -128,21 +124,51 @@ export class Progress implements Disposable {
 
   #draw(): void {
     const now = this.#clock.nowMs();
-    this.#meter.sample(now, this.#doneBytes);
-    if (!this.#sink.isTTY && now - this.#lastLineMs < PLAIN_LINE_MS) return;
-    this.#lastLineMs = now;
+    const isTerminal = this.#sink.isTTY === true;
+    const text = this.#text(isTerminal ? (this.#sink.columns ?? 80) - 1 : 0, now);
+    if (isTerminal) {
+      this.#sink.write(`\r\u001b[K${text}`);
+      this.#drawn = true;
+    } else if (now - this.#lastLineMs >= PLAIN_LINE_MS) {
+      this.#sink.write(`${text}\n`);
+      this.#lastLineMs = now;
+    }
+  }
+}
+
+export class Progress implements Disposable {
+  readonly #line: LiveLine;
+  readonly #label: string;
+  readonly #meter = new RateMeter();
+  #doneBytes = 0;
+  #totalBytes: number;
+
+  constructor(sink: ProgressSink, clock: Clock, label: string, totalBytes: number) {
+    this.#label = label;
+    this.#totalBytes = totalBytes;
+    this.#meter.sample(clock.nowMs(), 0);
+    this.#line = new LiveLine(sink, clock, (columns, nowMs) => this.#text(columns, nowMs));
+  }
+
+  update(doneBytes: number, totalBytes = this.#totalBytes): void {
+    this.#doneBytes = doneBytes;
+    this.#totalBytes = totalBytes;
+  }
+
+  /** Removes the bar. What to say at the end is the caller's. */
+  [Symbol.dispose](): void {
+    this.#line[Symbol.dispose]();
+  }
+
+  #text(columns: number, nowMs: number): string {
+    this.#meter.sample(nowMs, this.#doneBytes);
     const state = {
       label: this.#label,
       doneBytes: this.#doneBytes,
       totalBytes: this.#totalBytes,
       bytesPerSecond: this.#meter.rate,
-      stalledMs: this.#meter.stalledMs(now),
+      stalledMs: this.#meter.stalledMs(nowMs),
     };
-    if (!this.#sink.isTTY) {
-      this.#sink.write(`${progressLine(state, 0)}\n`);
-      return;
-    }
-    this.#sink.write(`\r\u001b[K${progressLine(state, (this.#sink.columns ?? 80) - 1)}`);
-    this.#drawn = true;
+    return progressLine(state, columns);
   }
 }

@@ -36,6 +36,22 @@ it('gives the percentile of the sorted values, at most 1/64 too high and never t
   );
 });
 
+it('counts up to a value, at most those beyond that share its bucket too many', () => {
+  fc.assert(
+    fc.property(
+      fc.array(fc.integer({ min: 0, max: 2 ** 43 - 1 }), { maxLength: 100 }),
+      fc.integer({ min: 0, max: 2 ** 44 }),
+      (values, limit) => {
+        const histogram = new Histogram();
+        for (const value of values) histogram.record(value);
+        const found = histogram.countUpTo(limit);
+        expect(found).toBeGreaterThanOrEqual(values.filter((value) => value <= limit).length);
+        expect(found).toBeLessThanOrEqual(values.filter((value) => value <= limit + limit / 64).length);
+      },
+    ),
+  );
+});
+
 it('takes values beyond its range as its largest', () => {
   const histogram = new Histogram();
   histogram.record(2 ** 50);

@@ -1,18 +1,25 @@
 import { describe, expect, it } from 'vitest';
 import { systemClock } from '../../lib/base/clock.ts';
 import { systemRandom } from '../../lib/base/random.ts';
-import { type BenchPattern, benchDevice } from '../../lib/cli/bench.ts';
+import { type BenchOptions, type BenchPattern, type BenchResult, DeviceBench } from '../../lib/cli/bench.ts';
+import type { BlockDevice } from '../../lib/storage/block-device.ts';
 import { MemoryDevice } from '../../lib/storage/memory-device.ts';
 
 const blockBytes = 4096;
 const options = {
   blockBytes,
   depth: 4,
-  durationMs: 20,
   clock: systemClock,
   random: systemRandom,
+  cpu: () => process.cpuUsage(),
   buffer: (length: number) => new Uint8Array(length),
 };
+
+async function benchDevice(device: BlockDevice, asked: BenchOptions & { durationMs?: number }): Promise<BenchResult> {
+  const bench = new DeviceBench(device, asked);
+  await bench.run(asked.durationMs ?? 20);
+  return bench.result();
+}
 
 /** A device that notes where it was touched, and how many requests were in flight. */
 class NotingDevice extends MemoryDevice {
@@ -39,6 +46,44 @@ it('counts what completed and orders the percentiles', async () => {
   const ordered = [min, p50, p90, p99, p999, max];
   expect(ordered).toEqual(ordered.toSorted((a, b) => a - b));
   expect(min).toBeGreaterThan(0);
+});
+
+it('several parts add up, and the result can be looked at on the way', async () => {
+  let user = 0;
+  const cpu = () => {
+    user += 1000;
+    return { user, system: 0 };
+  };
+  const device = new NotingDevice({ sizeBytes: 64 * blockBytes });
+  const bench = new DeviceBench(device, { ...options, cpu, pattern: 'randread' });
+  expect(bench.result()).toMatchObject({ requests: 0, requestsPerSecond: 0, latencyHistogram: [] });
+  const running = bench.run(20);
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  expect(bench.running).toBe(true);
+  expect(bench.result().elapsedMs).toBeGreaterThan(0);
+  await running;
+  expect(bench.running).toBe(false);
+  const first = bench.result();
+  await bench.run(20);
+  const second = bench.result();
+  expect(second.requests).toBe(device.offsets.length);
+  expect(second.requests).toBeGreaterThan(first.requests);
+  expect(second.elapsedMs).toBeGreaterThanOrEqual(first.elapsedMs + 20);
+  // By this processor's clock the first part and the look at it took 2 ms, the second part 1 ms.
+  const { user: perRequest } = second.cpuMicrosecondsPerRequest;
+  expect(perRequest).toBeCloseTo(3000 / second.requests, 1);
+});
+
+it('the histogram has every request, in ranges without gaps', async () => {
+  const device = new NotingDevice({ sizeBytes: 64 * blockBytes });
+  const { requests, latencyHistogram } = await benchDevice(device, { ...options, pattern: 'randread' });
+  expect(latencyHistogram.reduce((sum, range) => sum + range.requests, 0)).toBe(requests);
+  expect(latencyHistogram[0]!.requests).toBeGreaterThan(0);
+  expect(latencyHistogram.at(-1)!.requests).toBeGreaterThan(0);
+  latencyHistogram.forEach((range, at) => {
+    expect(range.toMicroseconds).toBeGreaterThan(range.fromMicroseconds);
+    if (at > 0) expect(range.fromMicroseconds).toBe(latencyHistogram[at - 1]!.toMicroseconds);
+  });
 });
 
 it('random requests are whole blocks all over the device', async () => {

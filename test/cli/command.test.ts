@@ -158,6 +158,7 @@ it('bench reads a file, and writes one only if it may be destroyed', () => {
   expect(result).toMatchObject({ path, rw: 'randread', blockBytes: 4096, depth: 32, sizeBytes: 1024 * 1024 });
   expect(['io_uring', 'threads']).toContain(result.engine);
   expect(result.requests).toBeGreaterThan(0);
+  expect(result.cpuMicrosecondsPerRequest.user).toBeGreaterThan(0);
   const refused = holdfast('bench', path, '--rw', 'randwrite', '--seconds', '0.1');
   expect([refused.status, refused.stderr]).toEqual([5, expect.stringContaining('say --destroy')]);
   expect(Buffer.compare(readFileSync(path), before)).toBe(0);
