@@ -6,11 +6,11 @@
 import { type DigestAlgorithm, digestBytes } from './digest.ts';
 
 /** Small enough that what is in flight stays in the processor's cache, long enough for a device to be at its best. */
-const pieceBytesWanted = 256 * 1024;
+const pieceBytesWanted = 512 * 1024;
 const batchBytesWanted = 16 * 1024 * 1024;
 const batchBlocksMax = 32_768;
 const inFlightBytesMax = 32 * 1024 * 1024;
-const depthMax = 16;
+const depthMax = 8;
 
 export interface ScanRange {
   readonly offset: number;

@@ -155,7 +155,7 @@ for (const engine of engines) {
       await expect(scan()).rejects.toThrow(
         expect.objectContaining({
           code: 'ERR_HOLDFAST_IO',
-          message: expect.stringMatching(new RegExp(`read of 262144 at ${20 * mebibyte} met the device's end`)),
+          message: expect.stringMatching(new RegExp(`read of \\d+ at ${20 * mebibyte} met the device's end`)),
         }),
       );
       expect(seen.map(({ offset, length }) => [offset, length])).toEqual([[0, 16 * mebibyte]]);
