@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <new>
 
 #include "checksum/crc32c.h"
@@ -11,14 +12,27 @@ namespace {
 class Crc32cDigest final : public Digest {
  public:
   size_t size() const override { return 4; }
-  bool Compute(const uint8_t* data, size_t length, uint8_t* result) override {
-    const uint32_t checksum = checksum::Crc32c(0, data, length);
-    for (int i = 0; i < 4; i++) result[i] = static_cast<uint8_t>(checksum >> (8 * i));
+  bool Blocks(const uint8_t* data, size_t length, size_t block_bytes, uint8_t* results) override {
+    // All processors that Holdfast runs on are little-endian.
+    checksum::Crc32cBlocks(data, length, block_bytes, reinterpret_cast<uint32_t*>(results));
     return true;
+  }
+
+ protected:
+  bool One(const uint8_t* data, size_t length, uint8_t* result) override {
+    return Blocks(data, length, length, result);
   }
 };
 
 }  // namespace
+
+bool Digest::Blocks(const uint8_t* data, size_t length, size_t block_bytes, uint8_t* results) {
+  for (size_t done = 0; done < length; done += block_bytes) {
+    if (!One(data + done, std::min(block_bytes, length - done), results)) return false;
+    results += size();
+  }
+  return true;
+}
 
 std::unique_ptr<Digest> MakeDigest(const Algorithm& algorithm) {
   if (algorithm.name != "crc32c") return MakeOpenSslDigest(algorithm.name, algorithm.key, algorithm.key_length);

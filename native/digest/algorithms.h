@@ -16,8 +16,13 @@ class Digest {
   virtual ~Digest() = default;
   // Bytes of a result, at most kMaxDigestBytes.
   virtual size_t size() const = 0;
-  // Writes size() bytes to `result`. False if the library below failed.
-  virtual bool Compute(const uint8_t* data, size_t length, uint8_t* result) = 0;
+  // Writes size() bytes for each block of `block_bytes` (not 0) to `results`, which are aligned for 32-bit numbers. The
+  // last block may be short. False if the library below failed.
+  virtual bool Blocks(const uint8_t* data, size_t length, size_t block_bytes, uint8_t* results);
+
+ protected:
+  // Writes size() bytes to `result`.
+  virtual bool One(const uint8_t* data, size_t length, uint8_t* result) = 0;
 };
 
 constexpr size_t kKeyBytes = 32;

@@ -29,13 +29,7 @@ class BlocksWork final : public support::Work {
         result_(new uint8_t[result_size_]) {}
 
   void Execute() override {
-    uint8_t* place = result_.get();
-    for (size_t offset = 0; offset < bytes_.length; offset += block_bytes_) {
-      const size_t left = bytes_.length - offset;
-      const bool done = digest_->Compute(bytes_.data + offset, left < block_bytes_ ? left : block_bytes_, place);
-      if (!done) return Fail(EIO, "OpenSSL");
-      place += digest_->size();
-    }
+    if (!digest_->Blocks(bytes_.data, bytes_.length, block_bytes_, result_.get())) Fail(EIO, "OpenSSL");
   }
 
   Napi::Value Result(Napi::Env env) override {

@@ -89,7 +89,9 @@ class HashDigest final : public Digest {
   bool works() const { return md_ != nullptr && context_ != nullptr; }
 
   size_t size() const override { return size_; }
-  bool Compute(const uint8_t* data, size_t length, uint8_t* result) override {
+
+ protected:
+  bool One(const uint8_t* data, size_t length, uint8_t* result) override {
     return library_.digest_init(context_, md_, nullptr) == 1 && library_.digest_update(context_, data, length) == 1 &&
            library_.digest_final(context_, result, nullptr) == 1;
   }
@@ -123,7 +125,9 @@ class MacDigest final : public Digest {
   }
 
   size_t size() const override { return size_; }
-  bool Compute(const uint8_t* data, size_t length, uint8_t* result) override {
+
+ protected:
+  bool One(const uint8_t* data, size_t length, uint8_t* result) override {
     size_t written = 0;
     const bool keep_key = again_ != nullptr;
     return library_.mac_init(context_, keep_key ? nullptr : key_, keep_key ? 0 : kKeyBytes, again_) == 1 &&

@@ -61,10 +61,7 @@ class Pipeline::Lane {
     pieces_.reset(new (std::nothrow) Piece[settings_.depth]);
     free_.reset(new (std::nothrow) uint32_t[settings_.depth]);
     if (operations_ == nullptr || pieces_ == nullptr || free_ == nullptr) return false;
-    for (uint32_t id = 0; id < settings_.depth; id++) {
-      operations_[id].id = id;
-      free_[id] = settings_.depth - 1 - id;
-    }
+    for (uint32_t id = 0; id < settings_.depth; id++) free_[id] = settings_.depth - 1 - id;
     free_count_ = settings_.depth;
     return true;
   }
@@ -88,11 +85,13 @@ class Pipeline::Lane {
     if (error != 0) {
       pipeline_->Fail({-error, settings_.offset, 0});
     } else {
+      bool told = false;
       while (Refill()) {
-        engine_->BeginReaping(true);
+        engine_->BeginReaping(told);
+        told = false;
         bool reaped = ReapAll();
         while (engine_->EndReaping() && ReapAll()) reaped = true;
-        if (!reaped) Wait();
+        if (!reaped) told = Wait();
       }
       engine_.reset();
     }
@@ -137,13 +136,13 @@ class Pipeline::Lane {
     const Piece& piece = pieces_[id];
     const uint64_t mask = settings_.alignment_bytes - 1;
     ring::Operation& operation = operations_[id];
+    operation = ring::Operation{};
+    operation.id = id;
     operation.kind = ring::Kind::kRead;
     operation.fd = settings_.fd;
     operation.data = memory_ + id * buffer_bytes_;
     operation.offset = piece.offset & ~mask;
     operation.length = static_cast<uint32_t>(((piece.offset + piece.length + mask) & ~mask) - operation.offset);
-    operation.done = 0;
-    operation.result = 0;
     engine_->Queue(&operation);
   }
 
@@ -165,17 +164,14 @@ class Pipeline::Lane {
     if (result != 0) return pipeline_->Fail({result, piece.offset, piece.length});
     const uint8_t* data = operations_[id].data + (piece.offset & (settings_.alignment_bytes - 1));
     uint8_t* place = pipeline_->PlaceOf(piece.index);
-    for (uint64_t done = 0; done < piece.length; done += settings_.block_bytes) {
-      const uint64_t length = std::min(settings_.block_bytes, piece.length - done);
-      if (!digest_->Compute(data + done, length, place)) {
-        return pipeline_->Fail({kDigestFailed, piece.offset, piece.length});
-      }
-      place += digest_->size();
+    if (!digest_->Blocks(data, piece.length, settings_.block_bytes, place)) {
+      return pipeline_->Fail({kDigestFailed, piece.offset, piece.length});
     }
     pipeline_->PieceDone(piece);
   }
 
-  void Wait() const {
+  // Waits until there may be something to do. True if the engine has told of it.
+  bool Wait() const {
     pollfd polls[ring::Engine::kMaxDescriptors + 1];
     int descriptors[ring::Engine::kMaxDescriptors];
     const uint32_t count = engine_->Descriptors(descriptors);
@@ -186,6 +182,7 @@ class Pipeline::Lane {
     poll(polls, count + 1, timeout);
     uint64_t counter;
     if ((polls[count].revents & POLLIN) != 0) (void)!read(wake_, &counter, sizeof(counter));
+    return std::any_of(polls, polls + count, [](const pollfd& one) { return one.revents != 0; });
   }
 
   Pipeline* const pipeline_;
