@@ -76,6 +76,7 @@ const Kernel* FastestKernel() {
   return &kernels[count - 1];
 }
 
+// Released and acquired: the table behind it is filled in by whichever thread comes first.
 std::atomic<const Kernel*> selected_kernel{nullptr};
 
 }  // namespace
@@ -83,11 +84,11 @@ std::atomic<const Kernel*> selected_kernel{nullptr};
 const Kernel* Kernels(size_t* count) { return AllKernels(count); }
 
 const Kernel& SelectedKernel() {
-  const Kernel* kernel = selected_kernel.load(std::memory_order_relaxed);
+  const Kernel* kernel = selected_kernel.load(std::memory_order_acquire);
   if (kernel != nullptr) return *kernel;
   // Not a plain store: a selection made at the same time by another thread must win.
   const Kernel* fastest = FastestKernel();
-  if (selected_kernel.compare_exchange_strong(kernel, fastest, std::memory_order_relaxed)) return *fastest;
+  if (selected_kernel.compare_exchange_strong(kernel, fastest, std::memory_order_acq_rel)) return *fastest;
   return *kernel;
 }
 
@@ -96,7 +97,7 @@ bool SelectKernel(const char* name) {
   const Kernel* kernels = AllKernels(&count);
   for (size_t i = 0; i < count; i++) {
     if (strcmp(kernels[i].name, name) != 0 || !kernels[i].supported) continue;
-    selected_kernel.store(&kernels[i], std::memory_order_relaxed);
+    selected_kernel.store(&kernels[i], std::memory_order_release);
     return true;
   }
   return false;
