@@ -28,7 +28,7 @@ import type {
   WriteZeroesOptions,
 } from './block-device.ts';
 import { blockFolder } from './identity.ts';
-import { InFlight } from './in-flight.ts';
+import { InFlight, type WatchedWriter, watchedWrite } from './in-flight.ts';
 import { arenaOf, type IoLease, IoMemory } from './io-memory.ts';
 import type { IoStatistics } from './io-statistics.ts';
 import {
@@ -130,6 +130,8 @@ class DeviceRequest extends RingRequest {
   readonly #device: DirectDevice;
   resolve: () => void = nothing;
   reject: (error: HoldfastError) => void = nothing;
+  /** Who wants to know that it is over, besides. */
+  over: () => void = nothing;
   /** Memory in between, and the buffer that it stands for. */
   lease: IoLease | undefined;
   target: Uint8Array | undefined;
@@ -164,7 +166,7 @@ const pickUp = (resolve: () => void, reject: (error: HoldfastError) => void) => 
   lastReject = reject;
 };
 
-export class DirectDevice implements BlockDevice, VectoredDevice, FileLender {
+export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter, FileLender {
   readonly kind = 'direct';
   readonly name: string;
   readonly readOnly: boolean;
@@ -213,10 +215,29 @@ export class DirectDevice implements BlockDevice, VectoredDevice, FileLender {
   }
 
   write(offset: number, buffer: Uint8Array, options?: WriteOptions): Promise<void> {
-    if (options?.fua !== true) return this.#transfer(RingOperation.write, offset, buffer, options?.signal);
-    if (this.#opened.direct) return this.#transfer(this.#fuaWrite, offset, buffer, options.signal);
-    const { signal } = options;
-    return this.#thenFlush(() => this.#transfer(RingOperation.write, offset, buffer, signal));
+    return this[watchedWrite](offset, buffer, options, nothing);
+  }
+
+  [watchedWrite](
+    offset: number,
+    buffer: Uint8Array,
+    options: WriteOptions | undefined,
+    over: () => void,
+  ): Promise<void> {
+    const signal = options?.signal;
+    if (options?.fua !== true) return this.#transfer(RingOperation.write, offset, buffer, signal, over);
+    if (this.#opened.direct) return this.#transfer(this.#fuaWrite, offset, buffer, signal, over);
+    return this.#writeThenFlush(offset, buffer, signal, over);
+  }
+
+  /** Apart, because the function that this makes would keep what it needs on the heap for every write. */
+  #writeThenFlush(
+    offset: number,
+    buffer: Uint8Array,
+    signal: AbortSignal | undefined,
+    over: () => void,
+  ): Promise<void> {
+    return this.#thenFlush(() => this.#transfer(RingOperation.write, offset, buffer, signal, over));
   }
 
   /** As `read` into one buffer after the other; one operation for every 64 of them that are leased from I/O memory. */
@@ -352,27 +373,43 @@ export class DirectDevice implements BlockDevice, VectoredDevice, FileLender {
 
   // ── Reads and writes ─────────────────────────────────────────────────────────────────────────────────────────────
 
-  #transfer(operation: number, offset: number, buffer: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+  #transfer(
+    operation: number,
+    offset: number,
+    buffer: Uint8Array,
+    signal: AbortSignal | undefined,
+    over: () => void = nothing,
+  ): Promise<void> {
     const length = buffer.byteLength;
     try {
       this.#admit(operation, offset, length, signal);
     } catch (error) {
+      over();
       return Promise.reject(error);
     }
     if (length === 0) {
       this.#count(operation, 0);
+      over();
       return Promise.resolve();
     }
     const arena = arenaOf(buffer);
     if (arena !== undefined) {
       const at = buffer.byteOffset - arena.start;
       if ((at & this.#memoryMask) === 0)
-        return this.#send(operation, offset, length, this.#ring.arenaIndex(arena), at, signal);
+        return this.#send(operation, offset, length, this.#ring.arenaIndex(arena), at, signal, over);
     }
-    if (length > pieceBytes) return this.#transferInPieces(operation, offset, buffer);
-    const lease = copyMemory().tryLease(length);
-    if (lease === undefined) return this.#copyLater(operation, offset, buffer, signal);
-    return this.#submit(this.#copyRequest(operation, offset, buffer, lease), signal);
+    const lease = length <= pieceBytes ? copyMemory().tryLease(length) : undefined;
+    if (lease !== undefined) {
+      const request = this.#copyRequest(operation, offset, buffer, lease);
+      request.over = over;
+      return this.#submit(request, signal);
+    }
+    const later =
+      length > pieceBytes
+        ? this.#transferInPieces(operation, offset, buffer)
+        : this.#copyLater(operation, offset, buffer, signal);
+    if (over !== nothing) later.then(over, over);
+    return later;
   }
 
   async #vectored(
@@ -571,10 +608,12 @@ export class DirectDevice implements BlockDevice, VectoredDevice, FileLender {
     arena: number,
     arenaOffset: number,
     signal: AbortSignal | undefined,
+    over: () => void = nothing,
   ): Promise<void> {
     const request = this.#newRequest(operation, offset, length);
     request.arena = arena;
     request.arenaOffset = arenaOffset;
+    request.over = over;
     return this.#submit(request, signal);
   }
 
@@ -635,8 +674,11 @@ export class DirectDevice implements BlockDevice, VectoredDevice, FileLender {
     request.part = false;
     request.resolve = nothing;
     request.reject = nothing;
+    const { over } = request;
+    request.over = nothing;
     this.#freeRequests.push(request);
     this.#inFlight.leave();
+    over();
   }
 
   #count(operation: number, length: number): void {

@@ -1,3 +1,5 @@
+import type { WriteOptions } from './block-device.ts';
+
 /** Counts what is in flight, so that `close` can wait until nothing is. Nothing new may come once it waits. */
 export class InFlight {
   #count = 0;
@@ -32,4 +34,15 @@ export class InFlight {
       this.#onDrained = resolve;
     });
   }
+}
+
+/** A write that calls back when it is over, whole or failed: a promise's reaction for each would cost more than the write. */
+export const watchedWrite = Symbol('watchedWrite');
+export interface WatchedWriter {
+  [watchedWrite](
+    offset: number,
+    buffer: Uint8Array,
+    options: WriteOptions | undefined,
+    over: () => void,
+  ): Promise<void>;
 }

@@ -409,8 +409,13 @@ function explainRefusal(refusal: EngineRefusal): string {
     return `io_uring may not lock enough memory (${why}); raise the limit (ulimit -l) to use it`;
   if (refusal.errno !== 'EPERM' && refusal.errno !== 'EACCES') return `io_uring could not be started (${why})`;
   const sysctl = readSysctl('/proc/sys/kernel/io_uring_disabled');
-  if (sysctl === '1' || sysctl === '2')
-    return `io_uring is switched off (${why}): sysctl kernel.io_uring_disabled is ${sysctl}`;
+  if (sysctl === '1')
+    return (
+      `io_uring is switched off for processes without privileges (${why}): sysctl kernel.io_uring_disabled is 1, so ` +
+      'run it by a member of the group kernel.io_uring_group, with CAP_SYS_ADMIN, or set it to 0'
+    );
+  if (sysctl === '2')
+    return `io_uring is switched off (${why}): sysctl kernel.io_uring_disabled is 2, for everybody; set it to 0 or 1 to use it`;
   return `io_uring is denied (${why}): by a container's seccomp filter or a security module`;
 }
 

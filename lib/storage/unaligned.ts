@@ -21,7 +21,7 @@ import type {
   WriteOptions,
   WriteZeroesOptions,
 } from './block-device.ts';
-import { InFlight } from './in-flight.ts';
+import { InFlight, type WatchedWriter, watchedWrite } from './in-flight.ts';
 import { type RangeGrant, RangeLock, type RangeMode } from './range-lock.ts';
 
 /** Requests that are unaligned or wait for such a one; more are refused. */
@@ -93,7 +93,7 @@ export class UnalignedDevice implements BlockDevice, VectoredDevice {
   readonly name: string;
   readonly readOnly: boolean;
   readonly geometry: Geometry;
-  readonly #core: BlockDevice & Partial<VectoredDevice>;
+  readonly #core: BlockDevice & Partial<VectoredDevice & WatchedWriter>;
   readonly #blockBytes: number;
   readonly #lock = new RangeLock();
   #locking = false;
@@ -109,7 +109,7 @@ export class UnalignedDevice implements BlockDevice, VectoredDevice {
    * Takes over `core`, which is closed with this. `core` need only serve requests whose offset and length are multiples
    * of `geometry.logicalBlockBytes`; its size must be one too.
    */
-  constructor(core: BlockDevice & Partial<VectoredDevice>) {
+  constructor(core: BlockDevice & Partial<VectoredDevice & WatchedWriter>) {
     this.kind = core.kind;
     this.name = core.name;
     this.readOnly = core.readOnly;
@@ -126,10 +126,15 @@ export class UnalignedDevice implements BlockDevice, VectoredDevice {
 
   write(offset: number, buffer: Uint8Array, options?: WriteOptions): Promise<void> {
     if (!this.#isWhole(offset, buffer.byteLength)) return this.#unalignedWrite(offset, buffer, options);
-    if (this.#locking) {
-      return this.#lockedWrite(offset, buffer.byteLength, options, () => this.#core.write(offset, buffer, options));
-    }
-    return this.#count(this.#core.write(offset, buffer, options));
+    if (this.#locking) return this.#writeWhole(offset, buffer, options);
+    if (this.#core[watchedWrite] === undefined) return this.#count(this.#core.write(offset, buffer, options));
+    this.#unlockedWrites++;
+    return this.#core[watchedWrite](offset, buffer, options, this.#uncount);
+  }
+
+  /** Apart, because the function that this makes would keep what it needs on the heap for every write. */
+  #writeWhole(offset: number, buffer: Uint8Array, options: WriteOptions | undefined): Promise<void> {
+    return this.#lockedWrite(offset, buffer.byteLength, options, () => this.#core.write(offset, buffer, options));
   }
 
   /** In one operation where the device below can and each buffer is whole blocks; else through a copy. */

@@ -1,5 +1,5 @@
-import { execFile } from 'node:child_process';
-import { mkdtemp, open, rm } from 'node:fs/promises';
+import { execFile, spawnSync } from 'node:child_process';
+import { mkdtemp, open, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
@@ -13,7 +13,14 @@ import { engines } from './engines.ts';
 const run = promisify(execFile);
 const program = fileURLToPath(new URL('./ring-worker.mjs', import.meta.url));
 const denier = fileURLToPath(new URL('./deny-io-uring.py', import.meta.url));
+const unshareMounts = ['--user', '--map-root-user', '--mount'];
 let folder: string;
+
+/** Needs user namespaces, and a kernel that has the setting (6.6). */
+function canLayFiles(): boolean {
+  const script = 'mount --bind /proc/sys/kernel/io_uring_disabled /proc/sys/kernel/io_uring_disabled';
+  return spawnSync('unshare', [...unshareMounts, 'sh', '-c', script]).status === 0;
+}
 
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'holdfast-ring-'));
@@ -64,6 +71,19 @@ describe('the choice of the engine', () => {
       });
     },
   );
+
+  // The real file of this setting is the whole machine's; another one is laid over it for one process.
+  test.runIf(canLayFiles()).each([
+    ['1', /kernel\.io_uring_disabled is 1, .*kernel\.io_uring_group/],
+    ['2', /kernel\.io_uring_disabled is 2, .*for everybody/],
+  ])('where kernel.io_uring_disabled is %s, the reason says so and what to do', async (value, reason) => {
+    const setting = join(folder, `disabled-${value}`);
+    await writeFile(setting, `${value}\n`);
+    const script = 'mount --bind "$0" /proc/sys/kernel/io_uring_disabled && exec "$@"';
+    const denied = ['python3', denier, 'EPERM', process.execPath, program, 'denied'];
+    const { stdout } = await run('unshare', [...unshareMounts, 'sh', '-c', script, setting, ...denied]);
+    expect(JSON.parse(stdout)).toMatchObject({ engine: 'threads', reason: expect.stringMatching(reason) });
+  });
 });
 
 describe.each(engines)('with the engine %s', (engine) => {
@@ -92,6 +112,22 @@ describe.each(engines)('with the engine %s', (engine) => {
       timeout: 60_000,
     });
     expect(stdout).toBe('10 workers ended\n');
+  });
+
+  // The smallest object of the heap has 16 bytes, so less means none for each operation: what is left is for each batch.
+  test('an operation with a callback allocates nothing, one with a promise at most 300 bytes', async () => {
+    const flags = ['--expose-gc', '--min-semi-space-size=64', '--max-semi-space-size=64'];
+    const { stdout } = await run(process.execPath, [
+      ...flags,
+      program,
+      'allocations',
+      engine,
+      join(folder, `heap-${engine}`),
+    ]);
+    const { callback, read, write } = JSON.parse(stdout) as Record<string, number>;
+    expect(callback).toBeLessThan(16);
+    expect(read).toBeLessThan(300);
+    expect(write).toBeLessThan(300);
   });
 
   test('a ring that is closed gives back its descriptors and threads', async () => {
