@@ -29,8 +29,9 @@ export interface RingOptions {
   /** Of the thread-pool engine; default twice the processors, 4 to 16. */
   readonly threads?: number;
   /**
-   * How long, in microseconds, one request alone in flight is waited for without giving the event loop its turn: shorter
-   * latency, paid with processor time. Default 0, not at all; at most 1000.
+   * How long, in microseconds, one request alone in flight is waited for without giving the event loop its turn, 64
+   * times in a row at most: shorter latency for who asks for one thing after the other. Default 0, not at all; at most
+   * 1000.
    */
   readonly pollMicroseconds?: number;
 }

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <errno.h>
+#include <poll.h>
+#include <time.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +23,12 @@ class Engine {
   virtual void Queue(Operation* operation) = 0;
   // Hands everything queued to the kernel or the threads.
   virtual void Kick() = 0;
+  // The same; then sleeps until Reap has something to do, at most so long. For one operation alone, between BeginReaping
+  // and EndReaping.
+  virtual void KickAndWait(uint64_t nanoseconds) {
+    Kick();
+    WaitOnDescriptors(nanoseconds);
+  }
   // Asks that an operation which was kicked but has not begun is not begun: it then ends with -ECANCELED. One that has
   // begun ends as ever. Its result comes in any case.
   virtual void Cancel(Operation* operation) = 0;
@@ -47,6 +55,16 @@ class Engine {
   virtual bool Stalled() const { return false; }
   // Makes a descriptor readable, so that reaping begins again soon.
   virtual void Poke() = 0;
+
+ protected:
+  void WaitOnDescriptors(uint64_t nanoseconds) const {
+    int descriptors[kMaxDescriptors];
+    pollfd polls[kMaxDescriptors];
+    const uint32_t count = Descriptors(descriptors);
+    for (uint32_t i = 0; i < count; i++) polls[i] = {descriptors[i], POLLIN, 0};
+    const timespec limit{0, static_cast<long>(nanoseconds)};
+    ppoll(polls, count, &limit, nullptr);
+  }
 };
 
 }  // namespace holdfast::ring

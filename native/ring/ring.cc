@@ -81,8 +81,8 @@ class Ring {
 
   // Takes the entries that JavaScript has written, and hands them to the engine.
   void Submit();
-  // The same; then looks for a while whether the first results come. Returns how many stand in the result memory,
-  // already counted as over: the caller settles them. Not from inside the call back.
+  // The same; if one operation is alone then, sleeps for a while until it is over. Returns how many results stand in the
+  // result memory, already counted as over: the caller settles them. Not from inside the call back.
   uint32_t SubmitAndPoll();
   // By id; one that is not in flight is left.
   void Cancel(uint32_t id);
@@ -119,7 +119,7 @@ class Ring {
   void Drain();
   bool ReapOnce();
   uint32_t Collect();
-  void TakeEntries();
+  void TakeEntries(uint64_t wait_ns = 0);
   bool Fill(const Entry& entry, Operation* operation);
   bool FillPieces(const Entry& entry, Operation* operation);
   const Arena* ArenaWith(uint32_t index, uint32_t offset, uint32_t length) const;
@@ -237,17 +237,17 @@ void Ring::Submit() {
 // Only while one operation is in flight: with more, the time is better spent on preparing the next.
 uint32_t Ring::SubmitAndPoll() {
   if (closing_) return 0;
-  TakeEntries();
-  uint32_t count = 0;
-  if (poll_ns_ > 0 && in_flight_ == 1 && !draining_ && polled_rounds_ < kPolledRounds) {
-    polled_rounds_++;
-    engine_->BeginReaping(false);
-    const uint64_t end_ns = NowNs() + poll_ns_;
-    do {
-      count = Collect();
-    } while (count == 0 && NowNs() < end_ns);
-    if (engine_->EndReaping()) engine_->Poke();
+  const bool alone = in_flight_ + header_->entries == 1;
+  const bool waits = poll_ns_ > 0 && alone && !draining_ && polled_rounds_ < kPolledRounds;
+  if (!waits) {
+    Submit();
+    return 0;
   }
+  polled_rounds_++;
+  engine_->BeginReaping(false);
+  TakeEntries(poll_ns_);
+  const uint32_t count = Collect();
+  if (engine_->EndReaping()) engine_->Poke();
   KeepLoopAlive();
   return count;
 }
@@ -301,7 +301,7 @@ uint32_t Ring::Collect() {
   return count;
 }
 
-void Ring::TakeEntries() {
+void Ring::TakeEntries(uint64_t wait_ns) {
   const uint32_t count = header_->entries;
   if (count == 0) return;
   header_->entries = 0;
@@ -330,7 +330,11 @@ void Ring::TakeEntries() {
   in_flight_ += count;
   if (in_flight_ > in_flight_max_) in_flight_max_ = in_flight_;
   hand_overs_++;
-  engine_->Kick();
+  if (wait_ns > 0) {
+    engine_->KickAndWait(wait_ns);
+  } else {
+    engine_->Kick();
+  }
   if (engine_->Stalled()) engine_->Poke();
 }
 

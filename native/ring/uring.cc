@@ -75,6 +75,18 @@ struct UpdateTable {
 };
 static_assert(sizeof(UpdateTable) == 32);
 
+// io_uring_enter(2) with a time limit, as of kernel 5.11.
+constexpr uint32_t kFeatureWithArgument = 1U << 8;
+constexpr uint32_t kEnterWithArgument = 1U << 3;
+
+struct WaitArgument {
+  uint64_t signals;
+  uint32_t signals_size;
+  uint32_t reserved;
+  uint64_t limit;    // a timespec with fields of 64 bits
+};
+static_assert(sizeof(WaitArgument) == 24 && sizeof(timespec) == 16);
+
 struct RingDescriptor {
   uint32_t offset;
   uint32_t reserved;
@@ -99,8 +111,12 @@ Uring::~Uring() {
   if (ring_ >= 0) close(ring_);
 }
 
-int Uring::Enter(uint32_t to_submit, uint32_t min_complete, uint32_t flags) const {
-  const long result = syscall(__NR_io_uring_enter, enter_ring_, to_submit, min_complete, flags | enter_flags_, nullptr, 0);
+int Uring::Enter(uint32_t to_submit, uint32_t min_complete, uint32_t flags, const timespec* limit) const {
+  WaitArgument argument{0, 0, 0, reinterpret_cast<uint64_t>(limit)};
+  flags |= enter_flags_;
+  if (limit != nullptr) flags |= kEnterWithArgument;
+  const long result = syscall(__NR_io_uring_enter, enter_ring_, to_submit, min_complete, flags,
+                              limit != nullptr ? &argument : nullptr, limit != nullptr ? sizeof(argument) : 0);
   return result < 0 ? -errno : static_cast<int>(result);
 }
 
@@ -351,13 +367,20 @@ void Uring::Cancel(Operation* operation) {
   __atomic_store_n(submission_tail_, --tail_, __ATOMIC_RELEASE);
 }
 
-void Uring::Kick() {
+void Uring::KickAndWait(uint64_t nanoseconds) {
+  const timespec limit{0, static_cast<long>(nanoseconds)};
+  const bool in_one = (params_.features & kFeatureWithArgument) != 0 && pending_ > 0;
+  Submit(in_one ? &limit : nullptr);
+  if (!in_one) WaitOnDescriptors(nanoseconds);
+}
+
+void Uring::Submit(const timespec* limit) {
   ranges_.Kick();
   if (pending_ == 0) return;
   __atomic_store_n(submission_tail_, tail_, __ATOMIC_RELEASE);
-  const uint32_t flags = style_ == Style::kDeferred ? IORING_ENTER_GETEVENTS : 0;
+  const uint32_t flags = style_ == Style::kDeferred || limit != nullptr ? IORING_ENTER_GETEVENTS : 0;
   while (pending_ > 0) {
-    const int taken = Enter(pending_, 0, flags);
+    const int taken = Enter(pending_, limit != nullptr ? 1 : 0, flags, limit);
     if (taken == -EINTR) continue;
     // The kernel is short of memory or wants its completions read first: the rest goes with the next Reap.
     if (taken == -EAGAIN || taken == -EBUSY || taken == 0) return;

@@ -39,7 +39,8 @@ class Uring final : public Engine {
   bool Start(uint32_t capacity, Style best, Operation* operations, Failure* failure);
 
   void Queue(Operation* operation) override;
-  void Kick() override;
+  void Kick() override { Submit(nullptr); }
+  void KickAndWait(uint64_t nanoseconds) override;
   void Cancel(Operation* operation) override;
   bool RegistersFiles() const override { return files_ > 0; }
   int RegisterFile(uint32_t index, int fd) override;
@@ -69,10 +70,12 @@ class Uring final : public Engine {
   Operation* Complete(uint64_t mark, int32_t value);
   Operation* CompleteBoth(Operation* operation);
   Operation* GoOn(Operation* operation, Progress progress);
+  // With a limit it waits for the first completion too.
+  void Submit(const timespec* limit);
   void FailPending(int32_t error);
   void Quiet(bool quiet);
   bool MoreToDo() const;
-  int Enter(uint32_t to_submit, uint32_t min_complete, uint32_t flags) const;
+  int Enter(uint32_t to_submit, uint32_t min_complete, uint32_t flags, const timespec* limit = nullptr) const;
 
   int ring_ = -1;
   int enter_ring_ = -1;    // what io_uring_enter is given: the descriptor, or the index under which it is registered

@@ -327,6 +327,29 @@ TEST("what has not begun can be cancelled; what is over or unknown to the engine
   });
 }
 
+TEST("one operation is waited for until it is over, or for the time given; what comes later is announced") {
+  WithEachEngine([](Bench& bench) {
+    Result result{};
+    const int gate = eventfd(0, EFD_CLOEXEC);
+    bench.QueueOn(gate, 0, Kind::kRead, 0, 8);
+    bench.engine->BeginReaping(false);
+    bench.engine->KickAndWait(1'000'000);
+    CHECK(bench.engine->Reap(&result, 1) == 0);
+    CHECK(!bench.engine->EndReaping());
+    CHECK(write(gate, "12345678", 8) == 8);
+    CHECK(bench.Finish(1, 1)[0] == 0);
+
+    bench.engine->BeginReaping(false);
+    bench.Queue(1, Kind::kWrite, 0, kBlock);
+    uint32_t count = 0;
+    // A machine may be so busy that nothing happens within the time.
+    for (bench.engine->KickAndWait(900'000'000); count == 0;) count = bench.engine->Reap(&result, 1);
+    CHECK(result.id == 1 && result.value == 0);
+    bench.engine->EndReaping();
+    close(gate);
+  });
+}
+
 TEST("a write that is cut short with a flush behind it ends with the reason, and a whole one is flushed") {
   rlimit before;
   CHECK(getrlimit(RLIMIT_FSIZE, &before) == 0);
