@@ -21,7 +21,8 @@
       "ldflags": ["-static-libstdc++", "-Wl,--exclude-libs,ALL", "-Wl,--gc-sections"],
       "libraries": ["-ldl"],
       "conditions": [
-        ["target_arch=='x64'", { "dependencies": ["crc32c_sse42", "crc32c_avx512"] }]
+        ["target_arch=='x64'", { "dependencies": ["crc32c_sse42", "crc32c_avx512"] }],
+        ["target_arch=='arm64'", { "dependencies": ["crc32c_armv8"] }]
       ]
     }
   ],
@@ -43,6 +44,16 @@
             # The intrinsics' "undefined" operands in GCC 12's own headers set these off (GCC bug 105593).
             "-Wno-uninitialized", "-Wno-maybe-uninitialized"
           ]
+        }
+      ]
+    }],
+    ["target_arch=='arm64'", {
+      "targets": [
+        {
+          "target_name": "crc32c_armv8",
+          "type": "static_library",
+          "sources": ["native/checksum/crc32c_armv8.cc"],
+          "cflags": ["-march=armv8-a+crc+crypto"]
         }
       ]
     }]

@@ -8,6 +8,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace holdfast::checksum {
@@ -55,6 +58,16 @@ const Kernel* AllKernels(size_t* count) {
                                    {"sse42", ExtendSse42, CopySse42, processor.sse42},
                                    processor.fast_streams ? folding : streams,
                                    processor.fast_streams ? streams : folding};
+  *count = sizeof kernels / sizeof kernels[0];
+  return kernels;
+}
+
+#elif defined(__aarch64__) && defined(__AARCH64EL__)
+
+const Kernel* AllKernels(size_t* count) {
+  constexpr unsigned long kNeeded = HWCAP_CRC32 | HWCAP_PMULL;
+  static const Kernel kernels[] = {{"portable", ExtendPortable, CopyPortable, true},
+                                   {"armv8", ExtendArmv8, CopyArmv8, (getauxval(AT_HWCAP) & kNeeded) == kNeeded}};
   *count = sizeof kernels / sizeof kernels[0];
   return kernels;
 }

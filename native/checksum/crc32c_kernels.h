@@ -20,4 +20,10 @@ uint32_t CopyAvx512(uint32_t reg, uint8_t* to, const uint8_t* from, size_t lengt
 uint32_t ExtendAvx512Streams(uint32_t reg, const uint8_t* data, size_t length);
 #endif
 
+#if defined(__aarch64__) && defined(__AARCH64EL__)
+// CRC32, PMULL
+uint32_t ExtendArmv8(uint32_t reg, const uint8_t* data, size_t length);
+uint32_t CopyArmv8(uint32_t reg, uint8_t* to, const uint8_t* from, size_t length);
+#endif
+
 }  // namespace holdfast::checksum

@@ -3,6 +3,7 @@
 #include "checksum/crc32c.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -167,6 +168,11 @@ TEST("a copy may overlap its source on either side") {
     CHECK(std::equal(before.begin() + 1000, before.begin() + 2000, memory.begin() + 1000 + by));
   }
   CHECK(Crc32cCopy(7, nullptr, nullptr, 0) == 7);
+}
+
+TEST("the kernel that the environment names is here") {
+  const char* name = getenv("HOLDFAST_CRC32C");
+  CHECK(name == nullptr || SelectKernel(name));
 }
 
 TEST("a kernel that does not exist cannot be selected, and the selection stays") {
