@@ -9,8 +9,8 @@
 //
 // The chunk is small because a processor looks ahead of what it waits for only as far as its queues are long, and the
 // instructions of the streams fill them. With chunks of 4 KiB, or without fetching ahead, memory was read half as fast.
-// What is fetched ahead may lie beyond the end, where it costs bandwidth for nothing: at most a quarter of the length,
-// or twelve lines. Copying is not done this way: with stores of eight bytes it was slower than by folding alone.
+// Short sources are fetched ahead too, less far: at most twelve lines beyond the end. Copying is not done this way: with
+// stores of eight bytes it was slower than by folding alone.
 #include <utility>
 
 #include "checksum/crc32c_avx512_inline.h"
@@ -23,10 +23,7 @@ constexpr size_t kStreams = 8;
 constexpr size_t kStreamBytes = 64;
 constexpr size_t kFoldedBytes = 2 * kStep;
 constexpr size_t kChunk = kFoldedBytes + kStreams * kStreamBytes;
-constexpr size_t kLine = 64;
 constexpr size_t kNear = 768;
-constexpr size_t kFar = 4096;
-constexpr size_t kFarFrom = 4 * kFar;
 
 // Moves the streams' registers, two a lane: those of the first to the lane that begins `to` bytes after the chunk's
 // begin, those of each further one by `apart` bytes more.
@@ -44,11 +41,6 @@ template <size_t n, typename Body>
 static inline void Repeat(Body body) {
   [&]<size_t... i>(std::index_sequence<i...>) { (body(std::integral_constant<size_t, i>()), ...); }
   (std::make_index_sequence<n>());
-}
-
-// A pointer beyond the end of its object is not allowed; an address is.
-static inline void Prefetch(const uint8_t* from, size_t ahead) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + ahead));
 }
 
 // The chunk but for its first step, which `step` holds already. Gives the streams' registers.
