@@ -1,7 +1,8 @@
 // The measured half of checksum-isal.mjs: the kernel in use (native/checksum) and ISA-L's crc32_iscsi in one process.
 //
-// Each line on standard input, `WAY BYTES SPAN RUN_MS`, asks for one measurement: passes over the first SPAN bytes of the
-// memory, in pieces of BYTES, until RUN_MS have gone. The answer is one line: gigabytes a second of processor time.
+// Each line on standard input, `WAY BYTES FROM SPAN RUN_MS`, asks for one measurement: passes over the SPAN bytes of the
+// memory that begin at FROM, in pieces of BYTES, at least one and until RUN_MS have gone. The answer is one line:
+// gigabytes a second of processor time.
 #include <isa-l/crc.h>
 #include <time.h>
 
@@ -49,20 +50,22 @@ double NowNs() {
 }
 
 // As many passes as make asking for the time cheap beside them. Gives the bytes.
-size_t Pass(const Way& way, size_t bytes, size_t span) {
+size_t Pass(const Way& way, size_t bytes, size_t from, size_t span) {
   static volatile uint32_t sink = 0;
   const size_t passes = span < kBetweenTimes ? kBetweenTimes / span : 1;
   for (size_t pass = 0; pass < passes; pass++) {
-    for (size_t at = 0; at + bytes <= span; at += bytes) sink = sink + way.checksum(memory + at, bytes);
+    for (size_t at = 0; at + bytes <= span; at += bytes) {
+      sink = sink + way.checksum(memory + from + at, bytes);
+    }
   }
   return passes * (span / bytes * bytes);
 }
 
-double GigabytesPerSecond(const Way& way, size_t bytes, size_t span, double run_ms) {
+double GigabytesPerSecond(const Way& way, size_t bytes, size_t from, size_t span, double run_ms) {
   const double start = NowNs();
   size_t done = 0;
   do {
-    done += Pass(way, bytes, span);
+    done += Pass(way, bytes, from, span);
   } while (NowNs() - start < run_ms * 1e6);
   return static_cast<double>(done) / (NowNs() - start);
 }
@@ -92,13 +95,14 @@ int main() {
   }
   if (!Agree()) return 1;
   char line[128], name[32];
-  size_t bytes, span;
+  size_t bytes, from, span;
   double run_ms;
   while (fgets(line, sizeof line, stdin) != nullptr) {
-    if (sscanf(line, "%31s %zu %zu %lf", name, &bytes, &span, &run_ms) != 4) return 1;
+    if (sscanf(line, "%31s %zu %zu %zu %lf", name, &bytes, &from, &span, &run_ms) != 5) return 1;
     if (bytes == 0 || bytes > kCopyBytes || span < bytes || span > kMemoryBytes) return 1;
+    if (from > kMemoryBytes - span) return 1;
     for (const Way& way : kWays) {
-      if (strcmp(way.name, name) == 0) printf("%f\n", GigabytesPerSecond(way, bytes, span, run_ms));
+      if (strcmp(way.name, name) == 0) printf("%f\n", GigabytesPerSecond(way, bytes, from, span, run_ms));
     }
     fflush(stdout);
   }

@@ -48,16 +48,27 @@ const child = spawn(build(directory), { stdio: ['pipe', 'pipe', 'inherit'] });
 rmSync(directory, { recursive: true });
 const answers = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
 
-const native = (way) => async (bytes, span) => {
-  child.stdin.write(`${way} ${bytes} ${span} ${runMs}\n`);
+async function measure(way, bytes, from, span, ms) {
+  child.stdin.write(`${way} ${bytes} ${from} ${span} ${ms}\n`);
   return Number((await answers.next()).value);
-};
+}
+
+const inCache = 1 << 18;
+const slice = 1 << 26;
+const slices = 8;
+let at = 0;
+
+/** In cache: over and over the same bytes. */
+const cached = (way) => (bytes) => measure(way, bytes, 0, Math.max(bytes, inCache), runMs);
+
+/** From memory: once over 64 MiB, and the next time over the next of eight. */
+const uncached = (way) => (bytes) => measure(way, bytes, slice * (at++ % slices), slice, 0);
 
 /** The same through the public function. */
-function throughJavaScript(bytes, span) {
-  const memory = Buffer.allocUnsafeSlow(span).fill(7);
-  const pieces = Array.from({ length: span / bytes }, (_, i) => memory.subarray(i * bytes, (i + 1) * bytes));
-  const passes = (8 << 20) / span;
+function throughJavaScript(bytes) {
+  const memory = Buffer.allocUnsafeSlow(inCache).fill(7);
+  const pieces = Array.from({ length: inCache / bytes }, (_, i) => memory.subarray(i * bytes, (i + 1) * bytes));
+  const passes = (8 << 20) / inCache;
   const start = process.cpuUsage();
   let done = 0;
   let used;
@@ -65,20 +76,20 @@ function throughJavaScript(bytes, span) {
     for (let pass = 0; pass < passes; pass++) {
       for (const piece of pieces) crc32c(piece);
     }
-    done += passes * span;
+    done += passes * inCache;
     used = process.cpuUsage(start);
   } while (used.user + used.system < runMs * 1e3);
   return done / (used.user + used.system) / 1e3;
 }
 
 /** Medians of both rates, and of the ratios within each pair. */
-async function pair([name, ours, theirs, bytes, span]) {
+async function pair([name, ours, theirs, bytes]) {
   const rates = { ours: [], theirs: [], ratio: [] };
   for (let i = -1; i < pairs; i++) {
     const first = i % 2 === 0;
-    const before = first ? await ours(bytes, span) : undefined;
-    const their = await theirs(bytes, span);
-    const our = before ?? (await ours(bytes, span));
+    const before = first ? await ours(bytes) : undefined;
+    const their = await theirs(bytes);
+    const our = before ?? (await ours(bytes));
     if (i < 0) continue;
     rates.ours.push(our);
     rates.theirs.push(their);
@@ -87,18 +98,16 @@ async function pair([name, ours, theirs, bytes, span]) {
   return { name, ...Object.fromEntries(Object.entries(rates).map(([key, values]) => [key, median(values)])) };
 }
 
-const [kernel, isal] = [native('holdfast'), native('isal')];
-const inCache = 1 << 18;
-const memoryBytes = 1 << 29;
 const cases = [
-  ['4 KiB in cache, beside ISA-L', kernel, isal, 4096, inCache],
-  ['64 KiB in cache, beside ISA-L', kernel, isal, 1 << 16, inCache],
-  ['1 MiB in cache, beside ISA-L', kernel, isal, 1 << 20, 1 << 20],
-  ['4 KiB from memory, beside ISA-L', kernel, isal, 4096, memoryBytes],
-  ['64 KiB from memory, beside ISA-L', kernel, isal, 1 << 16, memoryBytes],
-  ['1 MiB from memory, beside ISA-L', kernel, isal, 1 << 20, memoryBytes],
-  ['64 KiB through JavaScript, beside the kernel', throughJavaScript, kernel, 1 << 16, inCache],
-  ['64 KiB copied, beside memcpy and ISA-L', native('holdfast-copy'), native('copy-then-isal'), 1 << 16, inCache],
+  ['4 KiB in cache, beside ISA-L', cached('holdfast'), cached('isal'), 4096],
+  ['64 KiB in cache, beside ISA-L', cached('holdfast'), cached('isal'), 1 << 16],
+  ['1 MiB in cache, beside ISA-L', cached('holdfast'), cached('isal'), 1 << 20],
+  ['4 KiB from memory, beside ISA-L', uncached('holdfast'), uncached('isal'), 4096],
+  ['64 KiB from memory, beside ISA-L', uncached('holdfast'), uncached('isal'), 1 << 16],
+  ['1 MiB from memory, beside ISA-L', uncached('holdfast'), uncached('isal'), 1 << 20],
+  ['64 KiB through JavaScript, beside the kernel', throughJavaScript, cached('holdfast'), 1 << 16],
+  ['64 KiB through JavaScript, beside ISA-L', throughJavaScript, cached('isal'), 1 << 16],
+  ['64 KiB copied, beside memcpy and ISA-L', cached('holdfast-copy'), cached('copy-then-isal'), 1 << 16],
 ];
 const results = [];
 for (const each of cases) results.push(await pair(each));
