@@ -122,6 +122,7 @@ async function measure(
     const after = bench.result();
     const rate = ((after.requests - before.requests) * 1000) / (after.elapsedMs - before.elapsedMs);
     const fio = await fioIfInstalled(job, roundMs / 1000);
+    if (context.signal.aborted) break;
     if (fio === undefined) {
       context.stderr.write('holdfast: fio is not installed; this is measured without it\n');
       await bench.run(options.seconds * 1000 - roundMs);
@@ -134,11 +135,13 @@ async function measure(
   return { fio: byRatio.fio, ratio: Math.round(byRatio.ratio * 1000) / 1000 };
 }
 
+/** Undefined if it is not, or if it was stopped. */
 async function fioIfInstalled(job: FioJob, seconds: number): Promise<FioResult | undefined> {
   try {
     return await runFio(job, seconds);
   } catch (error) {
-    if (isHoldfastError(error, 'ERR_HOLDFAST_NOT_FOUND')) return undefined;
+    if (isHoldfastError(error, 'ERR_HOLDFAST_NOT_FOUND') || isHoldfastError(error, 'ERR_HOLDFAST_ABORTED'))
+      return undefined;
     throw error;
   }
 }

@@ -1,11 +1,12 @@
 /** `holdfast scan` and `holdfast bench` on a real block device (loop over a file), beside fio. Needs root and losetup. */
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { pattern } from '../conformance/block-device.ts';
 
 const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
@@ -62,6 +63,21 @@ test('without fio, bench --compare says so and measures', () => {
   );
   expect([status, stderr]).toEqual([0, 'holdfast: fio is not installed; this is measured without it\n']);
   expect(JSON.parse(stdout)).not.toHaveProperty('fio');
+});
+
+test('bench --compare that is stopped while fio runs gives what it has', async () => {
+  const child = spawn(process.execPath, [main, 'bench', device, '--seconds', '9', '--compare', '--json']);
+  let stdout = '';
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    stdout += text;
+  });
+  // fio is a child of ours from the end of the first round on.
+  const children = () => readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
+  await vi.waitFor(() => expect(children()).not.toBe(''), { timeout: 60_000, interval: 100 });
+  child.kill('SIGINT');
+  const [status] = await once(child, 'exit');
+  expect(status).toBe(130);
+  expect(JSON.parse(stdout).requests).toBeGreaterThan(0);
 });
 
 test('fio cannot make bench write where nothing may be written', () => {
