@@ -16,7 +16,7 @@ async function begin({ engine, path, goOn }) {
 
 async function terminate(engine, path) {
   let ended = 0;
-  for (let round = 0; round < 10; round++) {
+  for (let round = 0; round < 4; round++) {
     const worker = new Worker(new URL(import.meta.url), { workerData: { engine, path, goOn: round % 2 === 0 } });
     await new Promise((resolve, reject) => {
       worker.once('message', resolve);
