@@ -10,6 +10,7 @@ import { HoldfastError } from '../base/errors.ts';
 import { type NativeScanHandle, native } from '../native.ts';
 import type { BlockDevice } from './block-device.ts';
 import { crc32cKernel } from './checksum.ts';
+import { digestBytes } from './digest.ts';
 import { type FileLender, type LentFile, lendFile } from './direct-device.ts';
 import { errnoName, styles } from './ring.ts';
 import type { ScanEngine, ScanPlan } from './scan-plan.ts';
@@ -63,10 +64,10 @@ export class FileScan implements ScanEngine {
     this.#signal?.addEventListener('abort', onAbort, { once: true });
     try {
       for (let batch = 0; batch < plan.batches; batch++) {
-        const checksums = new Uint8Array(plan.checksumBytesOf(batch));
-        while (this.#stopped === undefined && !this.#take(handle, batch, checksums)) await this.#change(handle);
+        const checksums = await this.#next(handle, batch);
         if (this.#stopped !== undefined) throw this.#stopped;
         yield checksums;
+        if (checksums.byteLength < plan.checksumBytesOf(batch)) throw this.#failure(handle);
       }
     } finally {
       this.#signal?.removeEventListener('abort', onAbort);
@@ -90,31 +91,47 @@ export class FileScan implements ScanEngine {
           ...{ fd, offset, length, blockBytes, pieceBlocks, batchPieces, depth, alignmentBytes, algorithm, key },
           batches: batchesAhead,
           lanes: algorithm === 'crc32c' ? 1 : Math.min(lanesMax, availableParallelism()),
-          engine: engine.engine === 'threads' ? 0 : 1 + styles.findIndex((style) => engine.features.includes(style)),
+          engine:
+            engine.engine === 'threads'
+              ? 0
+              : 1 +
+                Math.max(
+                  0,
+                  styles.findIndex((style) => engine.features.includes(style)),
+                ),
           bytesPerSecond: this.#bytesPerSecond,
         },
         () => this.#onChange(),
       );
     } catch (cause) {
       file.release();
-      throw new HoldfastError('ERR_HOLDFAST_IO', `${this.#device.name}: the scan could not be started`, { cause });
+      throw new HoldfastError(
+        'ERR_HOLDFAST_IO',
+        `${this.#device.name}: the scan could not be started; it needs a few threads and a few MiB of memory`,
+        { cause },
+      );
     }
     native().scan.keepAlive(this.#handle, false);
     return this.#handle;
   }
 
-  /** False if the batch is not finished. Throws if it never will be. */
-  #take(handle: NativeScanHandle, batch: number, checksums: Uint8Array): boolean {
+  /** A batch, also the short one before a failure. Throws the failure when that has been given. */
+  async #next(handle: NativeScanHandle, batch: number): Promise<Uint8Array> {
     const scan = native().scan;
-    // In this order: what was finished before the end can be taken after it.
-    const ended = scan.ended(handle);
-    if (scan.take(handle, checksums) > 0) {
-      const { length } = this.#plan.rangeOf(batch);
-      this.#file?.count(Math.ceil(length / this.#plan.pieceBytes), length);
-      return true;
+    const checksums = new Uint8Array(this.#plan.checksumBytesOf(batch));
+    while (this.#stopped === undefined) {
+      // In this order: what was finished before the end can be taken after it.
+      const ended = scan.ended(handle);
+      const blocks = scan.take(handle, checksums);
+      if (blocks > 0) {
+        const bytes = Math.min(blocks * this.#plan.blockBytes, this.#plan.rangeOf(batch).length);
+        this.#file?.count(Math.ceil(bytes / this.#plan.pieceBytes), bytes);
+        return checksums.subarray(0, blocks * digestBytes[this.#plan.algorithm]);
+      }
+      if (ended) throw this.#failure(handle);
+      await this.#change(handle);
     }
-    if (ended) throw this.#failure(handle);
-    return false;
+    throw this.#stopped;
   }
 
   /** Waits until something has happened. Meanwhile the event loop stays alive. */

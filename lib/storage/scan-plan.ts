@@ -71,6 +71,9 @@ export interface ScanEngine {
   /** Bytes whose checksums are known. */
   doneBytes(): number;
   setRate(bytesPerSecond: number): void;
-  /** The checksums of one batch after the other. Once over, thrown or returned from, nothing of it is left in flight. */
+  /**
+   * The checksums of one batch after the other; the one in which a read failed ends before it, then comes the failure.
+   * Once over, thrown or returned from, nothing of it is left in flight.
+   */
   batches(): AsyncGenerator<Uint8Array, void, void>;
 }

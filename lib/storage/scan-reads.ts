@@ -93,7 +93,13 @@ export class ReadingScan implements ScanEngine {
       for (let batch = 0; batch < this.#plan.batches; batch++) {
         const checksums = new Uint8Array(this.#plan.checksumBytesOf(batch));
         for (let filled = 0; filled < checksums.byteLength; ) {
-          const piece = await this.#nextPiece();
+          let piece: Uint8Array;
+          try {
+            piece = await this.#nextPiece();
+          } catch (error) {
+            if (filled > 0 && !this.#signal?.aborted) yield checksums.subarray(0, filled);
+            throw error;
+          }
           checksums.set(piece, filled);
           filled += piece.byteLength;
         }

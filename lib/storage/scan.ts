@@ -7,7 +7,8 @@
  * Invariants:
  * - Memory is bounded, whatever the size of the device: a few dozen MiB of reads in flight, a few batches of checksums.
  *   Who does not ask for the next batch stops the reading.
- * - Blocks count from `offset`; only the last one may be short. A batch is whole, and batches come in order.
+ * - Blocks count from `offset`; only the last one may be short. Batches come in order. When a read fails, what is before
+ *   it has been given, to the last 512 KiB or block, and the error names the place: a scan can go on behind it.
  * - A block's checksum is of bytes that were on the device at some moment of the scan. Writes during a scan are not
  *   held off: blocks written meanwhile may be seen before or after, or torn.
  * - A scan never writes.
@@ -67,8 +68,9 @@ export class ScanBatch {
 
   constructor(plan: ScanPlan, batch: number, checksums: Uint8Array) {
     const { offset, length } = plan.rangeOf(batch);
+    const blocks = checksums.byteLength / digestBytes[plan.algorithm];
     this.offset = offset;
-    this.length = length;
+    this.length = Math.min(length, blocks * plan.blockBytes);
     this.blockBytes = plan.blockBytes;
     this.algorithm = plan.algorithm;
     this.checksums = checksums;
@@ -111,7 +113,7 @@ export class ScanBatch {
  *
  * It begins when it is iterated, and what it holds is released when the loop ends, also by `break` or an error. What
  * the loop throws: ERR_HOLDFAST_ABORTED (`signal`), ERR_HOLDFAST_CLOSED (the device was closed meanwhile), and what
- * reading throws: ERR_HOLDFAST_IO names the place, and the batches before it have been given.
+ * reading throws: ERR_HOLDFAST_IO names the place, and the checksums before it have been given.
  *
  * @throws HoldfastError ERR_HOLDFAST_BAD_ARGUMENT, ERR_HOLDFAST_OUT_OF_RANGE (the range is not inside the device),
  *   ERR_HOLDFAST_NOT_SUPPORTED (this process's OpenSSL does not do the algorithm).

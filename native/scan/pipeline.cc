@@ -336,22 +336,35 @@ void Pipeline::LaneOver() {
 
 uint64_t Pipeline::Take(uint8_t* checksums, size_t capacity) {
   uint64_t blocks;
+  bool last = false;
   {
     const std::lock_guard<std::mutex> hold(mutex_);
-    if (taken_ == all_batches_ || pieces_left_[taken_ % settings_.batches] > 0) return 0;
+    if (taken_ == all_batches_) return 0;
     blocks = BlocksOf(taken_);
-    if (blocks * digest_bytes_ > capacity) return 0;
+    if (pieces_left_[taken_ % settings_.batches] > 0) {
+      blocks = BlocksBeforeFailure();
+      last = true;
+    }
+    if (blocks == 0 || blocks * digest_bytes_ > capacity) return 0;
   }
-  // Whole, and nobody fills it again before it counts as taken.
+  // Nobody fills it again before it counts as taken.
   const uint64_t slot = taken_ % settings_.batches;
   memcpy(checksums, slots_.get() + slot * slot_bytes_, blocks * digest_bytes_);
   {
     const std::lock_guard<std::mutex> hold(mutex_);
     pieces_left_[slot] = PiecesOf(taken_ + settings_.batches);
-    taken_++;
+    taken_ = last ? all_batches_ : taken_ + 1;
   }
   Wake();
   return blocks;
+}
+
+// Of the batch that it has left unfinished. Pieces are begun in order and none is given up, so once all lanes have ended
+// those before the first one that failed are done.
+uint64_t Pipeline::BlocksBeforeFailure() const {
+  const uint64_t first = settings_.offset + taken_ * settings_.batch_pieces * piece_bytes_;
+  if (lanes_left_ > 0 || failure_.result == 0 || failure_.offset <= first) return 0;
+  return (failure_.offset - first) / settings_.block_bytes;
 }
 
 void Pipeline::SetRate(double bytes_per_second) {

@@ -8,7 +8,8 @@
 // Invariants:
 // - Memory is bounded: lanes × depth buffers, and the results of `batches` batches. Who does not take batches stops the
 //   reading.
-// - Batches are handed over in order, each one whole. After a failure come the batches before it, and no others.
+// - Batches are handed over in order, each one whole. After a failure come the batches before it and, shorter, what its
+//   own batch has before the piece that failed.
 // - A buffer is touched by the kernel only between Queue and the result, and no thread ends before its last read has.
 #pragma once
 
@@ -104,6 +105,7 @@ class Pipeline {
   uint64_t BatchOf(uint64_t piece) const { return piece / settings_.batch_pieces; }
   uint64_t PiecesOf(uint64_t batch) const;
   uint64_t BlocksOf(uint64_t batch) const;
+  uint64_t BlocksBeforeFailure() const;
   // Where the checksums of a piece go.
   uint8_t* PlaceOf(uint64_t piece);
 

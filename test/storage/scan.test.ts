@@ -142,12 +142,38 @@ for (const engine of engines) {
       expect(await openings()).toBe(before);
     });
 
-    test('a file that has become smaller is told with the place', async () => {
+    test.each([
+      [
+        'in the middle',
+        20,
+        [
+          [0, 16, 256],
+          [16, 4, 64],
+        ],
+      ],
+      [
+        'in the last batch',
+        36,
+        [
+          [0, 16, 256],
+          [16, 16, 256],
+          [32, 4, 64],
+        ],
+      ],
+      [
+        'between two batches',
+        32,
+        [
+          [0, 16, 256],
+          [16, 16, 256],
+        ],
+      ],
+    ])('a file that has become smaller is told with the place: %s', async (_, leftMebibytes, given) => {
       const small = join(folder, `small-${engine}`);
       await using file = await open(small, 'w');
       await file.truncate(40 * mebibyte);
       await using device = await openDevice(small, { engine, readOnly: true });
-      await truncate(small, 20 * mebibyte);
+      await truncate(small, leftMebibytes * mebibyte);
       const seen: ScanBatch[] = [];
       const scan = async () => {
         for await (const batch of scanDevice(device)) seen.push(batch);
@@ -155,10 +181,12 @@ for (const engine of engines) {
       await expect(scan()).rejects.toThrow(
         expect.objectContaining({
           code: 'ERR_HOLDFAST_IO',
-          message: expect.stringMatching(new RegExp(`read of \\d+ at ${20 * mebibyte} met the device's end`)),
+          message: expect.stringMatching(
+            new RegExp(`read of \\d+ at ${leftMebibytes * mebibyte} met the device's end`),
+          ),
         }),
       );
-      expect(seen.map(({ offset, length }) => [offset, length])).toEqual([[0, 16 * mebibyte]]);
+      expect(seen.map(({ offset, length, blocks }) => [offset / mebibyte, length / mebibyte, blocks])).toEqual(given);
     });
 
     // Processes start slowly under the sanitizers.
@@ -170,17 +198,20 @@ for (const engine of engines) {
 }
 
 describe('a scan of a device without a file', () => {
-  test('a read that fails ends it with the error, after the batches before it', async () => {
-    const plan = new FaultPlan();
-    plan.inject({ action: { kind: 'error' }, on: 'read', within: { offset: 40 * mebibyte, length: 512 } });
-    const device = new FaultyDevice(await memoryCopy(), { plan });
-    let offset = 0;
-    const scan = async () => {
-      for await (const batch of scanDevice(device)) offset = batch.offset + batch.length;
-    };
-    await expect(scan()).rejects.toEqual(code('ERR_HOLDFAST_IO'));
-    expect(offset).toBe(32 * mebibyte);
-  });
+  test.each([0, 32, 40, 95])(
+    'a read that fails at %i MiB ends it with the error, after what is before it',
+    async (at) => {
+      const plan = new FaultPlan();
+      plan.inject({ action: { kind: 'error' }, on: 'read', within: { offset: at * mebibyte, length: 512 } });
+      const device = new FaultyDevice(await memoryCopy(), { plan });
+      let offset = 0;
+      const scan = async () => {
+        for await (const batch of scanDevice(device)) offset = batch.offset + batch.length;
+      };
+      await expect(scan()).rejects.toEqual(code('ERR_HOLDFAST_IO'));
+      expect(offset).toBe(at * mebibyte);
+    },
+  );
 
   test('who does not ask for more stops the reading', async () => {
     const device = await memoryCopy();
