@@ -12,7 +12,7 @@ import type { BlockDevice } from './block-device.ts';
 import { crc32cKernel } from './checksum.ts';
 import { digestBytes } from './digest.ts';
 import { type FileLender, type LentFile, lendFile } from './direct-device.ts';
-import { errnoName, styles } from './ring.ts';
+import { type EngineReport, errnoName, styles } from './ring.ts';
 import type { ScanEngine, ScanPlan } from './scan-plan.ts';
 
 /** Finished batches that may wait to be taken. */
@@ -91,14 +91,7 @@ export class FileScan implements ScanEngine {
           ...{ fd, offset, length, blockBytes, pieceBlocks, batchPieces, depth, alignmentBytes, algorithm, key },
           batches: batchesAhead,
           lanes: algorithm === 'crc32c' ? 1 : Math.min(lanesMax, availableParallelism()),
-          engine:
-            engine.engine === 'threads'
-              ? 0
-              : 1 +
-                Math.max(
-                  0,
-                  styles.findIndex((style) => engine.features.includes(style)),
-                ),
+          engine: engineNumber(engine),
           bytesPerSecond: this.#bytesPerSecond,
         },
         () => this.#onChange(),
@@ -185,4 +178,16 @@ export class FileScan implements ScanEngine {
       { errno },
     );
   }
+}
+
+/** As the native side numbers them: the engine of the device's own ring, and io_uring's completions as they come in there. */
+function engineNumber({ engine, features }: EngineReport): number {
+  if (engine === 'threads') return 0;
+  return (
+    1 +
+    Math.max(
+      0,
+      styles.findIndex((style) => features.includes(style)),
+    )
+  );
 }
