@@ -33,12 +33,12 @@ const folder = mkdtempSync(join(tmpdir(), 'holdfast-bench-'));
 function flagsOf(name) {
   if (name.includes('avx512')) return ['-msse4.2', '-mpclmul', '-mavx512f', '-mavx512vl', '-mvpclmulqdq'];
   if (name.includes('sse42')) return ['-msse4.2', '-mpclmul'];
-  return name.includes('arm64') ? ['-march=armv8-a+crc+crypto'] : [];
+  return name.includes('armv8') ? ['-march=armv8-a+crc+crypto'] : [];
 }
 
 /** The program with the kernels' own sources in it. */
 function buildPeer() {
-  const others = { x64: 'arm64', arm64: /sse42|avx512/ }[process.arch];
+  const others = { x64: 'armv8', arm64: /sse42|avx512/ }[process.arch];
   const kernels = readdirSync(join(native, 'checksum')).filter(
     (name) => /^crc32c.*\.cc$/.test(name) && !name.match(others),
   );
