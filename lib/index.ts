@@ -1,12 +1,32 @@
-/** The public face of Holdfast. */
+/**
+ * The public face of Holdfast.
+ *
+ * @module holdfast
+ */
+
 export { crc32c, crc32cBlocks, crc32cCombine, crc32cCopy, crc32cKernel } from './base/checksum.ts';
-export { HoldfastError, type HoldfastErrorCode, isHoldfastError } from './base/errors.ts';
+export type { Clock, TimerHandle } from './base/clock.ts';
+export type { Environment } from './base/environment.ts';
+export { HoldfastError, type HoldfastErrorCode, type HoldfastErrorOptions, isHoldfastError } from './base/errors.ts';
+export type {
+  Address,
+  Connection,
+  ConnectionHandler,
+  ConnectOptions,
+  Listener,
+  ListenOptions,
+  Network,
+  PresharedKeyOptions,
+} from './base/network.ts';
+export type { Random } from './base/random.ts';
 export { systemEnvironment } from './base/system-environment.ts';
 export type { ControllerEvent, ControllerStatus, Role } from './mirror/controller.ts';
 export type { Problem } from './mirror/meeting.ts';
+export type { MemberStore } from './mirror/member-store.ts';
 export { checkFits, type MemberShape, Metadata, metadataBytes } from './mirror/metadata.ts';
+export type { ResyncProgress } from './mirror/resync.ts';
 export type { CopyState, OnLostPeer } from './mirror/standing.ts';
-export type { MemberIndex, View } from './mirror/view.ts';
+export type { DataState, MemberIndex, MemberRecord, View, ViewId } from './mirror/view.ts';
 export { MirroredVolume, type MirroredVolumeOptions } from './mirror/volume.ts';
 export { VOTER_FILE_BYTES, VoterFile, type VoterFileOwner } from './mirror/voter-file.ts';
 export type { NbdExport, NbdExportStats } from './nbd/export.ts';
@@ -21,6 +41,7 @@ export {
 export type { Arbiter, Ballot, SwapResult, VoterState, VoterStore } from './peer/arbiter.ts';
 export { createPeerNode, type PeerLimits, type PeerNodeOptions } from './peer/node.ts';
 export type {
+  BodyFormat,
   Channel,
   LinkProblem,
   LinkStatus,
@@ -35,7 +56,7 @@ export type {
   RequestOptions,
 } from './peer/peer.ts';
 export { RegisterArbiter, type RegisterArbiterOptions, type VoterReach } from './peer/register-driver.ts';
-export { RegisterService, type VoterOptions } from './peer/register-service.ts';
+export { RegisterService, type Voter, type VoterOptions } from './peer/register-service.ts';
 export type {
   BlockDevice,
   DeviceStats,

@@ -1,9 +1,12 @@
 /** Time, as the one seam through which all of the library sees it. */
 
+/** A timer that has not fired yet, or has. */
 export interface TimerHandle {
+  /** It will not call back any more. Does nothing once it has fired. */
   cancel(): void;
 }
 
+/** Time as the library sees it. */
 export interface Clock {
   /** Monotonic milliseconds (fractions allowed) since an arbitrary start. For durations, deadlines and leases. */
   nowMs(): number;

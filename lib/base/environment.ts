@@ -3,6 +3,7 @@ import type { Clock } from './clock.ts';
 import type { Network } from './network.ts';
 import type { Random } from './random.ts';
 
+/** Clock, random numbers and network: all that comes in from outside. The real one is `systemEnvironment`. */
 export interface Environment {
   readonly clock: Clock;
   readonly random: Random;

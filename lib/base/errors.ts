@@ -70,6 +70,7 @@ export type HoldfastErrorCode =
   | 'ERR_HOLDFAST_WRONG_KEY'
   | 'ERR_HOLDFAST_WRONG_PEER';
 
+/** What an error can carry beside its code and message. */
 export interface HoldfastErrorOptions {
   /** The error underneath, kept for diagnosis. */
   readonly cause?: unknown;
@@ -77,6 +78,10 @@ export interface HoldfastErrorOptions {
   readonly errno?: string;
 }
 
+/**
+ * Every error that the library lets a caller see. The code stays the same over releases; the message says what is wrong
+ * and what to do, and may change.
+ */
 export class HoldfastError extends Error {
   override readonly name = 'HoldfastError';
   readonly code: HoldfastErrorCode;

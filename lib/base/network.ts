@@ -4,6 +4,7 @@
  * `SimulatedNetwork` in lib/testing.
  */
 
+/** A TCP address (port 0 to listen: any free one), or the path of a Unix socket. */
 export type Address =
   | { readonly kind: 'tcp'; readonly host: string; readonly port: number }
   | { readonly kind: 'unix'; readonly path: string };
@@ -18,6 +19,7 @@ export interface ConnectionHandler {
   onClose(error: Error | undefined): void;
 }
 
+/** A stream of bytes both ways. Made by `Network`; nothing is delivered before `start`. */
 export interface Connection {
   /** Who is at the other end, for messages to people. */
   readonly remote: string;
@@ -25,6 +27,7 @@ export interface Connection {
   readonly transportIdentity: string | undefined;
   /** Bytes accepted by `write` and not yet taken by the network. */
   readonly bufferedBytes: number;
+  /** Begins to deliver to the handler. Once. */
   start(handler: ConnectionHandler): void;
   /**
    * Queues the chunks in order. They must not be changed until they have gone: `bufferedBytes` is back to 0, or `onGone`
@@ -35,6 +38,7 @@ export interface Connection {
   write(chunks: readonly Uint8Array[], onGone?: () => void): boolean;
   /** Stop and resume the delivery of onData (back-pressure). */
   pause(): void;
+  /** Ends a `pause`. */
   resume(): void;
   /** Sends what is queued, then closes. */
   end(): void;
@@ -45,9 +49,11 @@ export interface Connection {
 /** A TLS 1.3 pre-shared key: who we say that we are, and the key for each identity that we accept. */
 export interface PresharedKeyOptions {
   readonly identity: string;
+  /** The key of whoever says so of itself; undefined: it is turned away. */
   readonly keyOf: (identity: string) => Uint8Array | undefined;
 }
 
+/** How connections are accepted. */
 export interface ListenOptions {
   readonly psk?: PresharedKeyOptions;
   /** Connections beyond this many are closed at once. */
@@ -58,12 +64,14 @@ export interface ListenOptions {
   readonly onRefused?: (remote: string, claimedIdentity: string | undefined, error: Error) => void;
 }
 
+/** How a connection is made. */
 export interface ConnectOptions {
   readonly psk?: PresharedKeyOptions;
   readonly signal?: AbortSignal;
   readonly timeoutMs?: number;
 }
 
+/** An address that is listened on. */
 export interface Listener {
   /** The address really bound (port 0 resolved). */
   readonly address: Address;
@@ -71,8 +79,20 @@ export interface Listener {
   close(): Promise<void>;
 }
 
+/** Makes and accepts connections. */
 export interface Network {
+  /**
+   * Listens; resolved, connections are accepted.
+   *
+   * @throws HoldfastError ERR_HOLDFAST_ADDRESS_IN_USE, ERR_HOLDFAST_BAD_ARGUMENT (not an address of this machine).
+   */
   listen(address: Address, options: ListenOptions, accept: (connection: Connection) => void): Promise<Listener>;
+  /**
+   * Connects; resolved, the other end has accepted and, with `psk`, both have shown that they hold the key.
+   *
+   * @throws HoldfastError ERR_HOLDFAST_CONNECT_FAILED, ERR_HOLDFAST_TIMEOUT, ERR_HOLDFAST_ABORTED,
+   *   ERR_HOLDFAST_WRONG_KEY, ERR_HOLDFAST_HANDSHAKE.
+   */
   connect(address: Address, options: ConnectOptions): Promise<Connection>;
 }
 

@@ -1,6 +1,7 @@
 /** Randomness, as the one seam through which all of the library sees it. */
 import { randomFillSync } from 'node:crypto';
 
+/** Random numbers as the library sees them. */
 export interface Random {
   /** Fills the bytes with random ones (cryptographic in production). */
   fill(bytes: Uint8Array): void;

@@ -80,6 +80,11 @@ export interface ControllerOptions {
   readonly onChange: (event: ControllerEvent) => void;
 }
 
+/**
+ * What happened to a member: it met its peer, or may not join it (`rule` is a row of the table in docs/mirror.md); the
+ * view changed; requests are let through, forwarded or kept waiting; a resync began or ended (`bytes` marked, or sent);
+ * the session with the peer ended; the own device failed.
+ */
 export type ControllerEvent =
   | { readonly kind: 'met'; readonly rule: string }
   | { readonly kind: 'refused'; readonly rule: string; readonly code: string }
@@ -90,14 +95,20 @@ export type ControllerEvent =
   | { readonly kind: 'peer-lost' }
   | { readonly kind: 'device-failed'; readonly message: string };
 
+/** A member as it stands now. */
 export interface ControllerStatus {
   readonly role: Role;
+  /** What is durable about it. */
   readonly record: MemberRecord;
   readonly ownState: CopyState;
   readonly peerState: CopyState;
+  /** What becomes of requests: `local` (the own copy), `forward` (the peer's), `closed` with the reason in words. */
   readonly gate: { readonly mode: string; readonly reason: string | undefined };
+  /** What may differ from the peer's copy, in whole grains. */
   readonly markedBytes: number;
+  /** Of the resync under way from this member. */
   readonly resync: ResyncProgress | undefined;
+  /** What keeps the volume from full health. */
   readonly problem: Problem | undefined;
 }
 

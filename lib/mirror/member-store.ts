@@ -12,7 +12,7 @@ export interface MemberStore extends VoterStore {
   readonly record: MemberRecord;
   /** The bitmap that was saved by the last clean stop, if the record still says clean. */
   readonly savedMarks: Uint8Array | undefined;
-  /** If the record said clean when it was opened, it names nothing: the saved bitmap counts. */
+  /** If the record said clean when it was opened, it names nothing: the saved bitmap counts. @internal */
   readonly log: ActivityLog;
   /** Mends what was found damaged when the store was opened; else writes nothing. Before all other writes. */
   repair(): Promise<void>;

@@ -34,9 +34,13 @@ const WAITING_MAX = 64;
 /** The frame's name of this format: how another tool tells a mirrored volume's member from Holdfast's other formats. */
 export const MEMBER_FORMAT: SuperblockFormat = { name: 'mirror-member', version: RECORD_FORMAT_VERSION };
 
+/** What is settled when a member is created, and never changes. */
 export interface MemberShape {
+  /** 32 hexadecimal digits, the same on both members. */
   readonly volumeId: string;
+  /** Of the volume, without metadata. */
   readonly sizeBytes: number;
+  /** What one bit of the bitmap stands for; a power of two of at least 4096. */
   readonly grainBytes: number;
   /** A power of two of at least 4096, as the grain. */
   readonly activityLogExtentBytes: number;
@@ -119,9 +123,14 @@ function roomFor(shape: MemberShape): number {
   return metadataBytes(shape.sizeBytes, shape.grainBytes, shape.activityLogExtentBytes);
 }
 
+/**
+ * A member's metadata on a device: who it is, what it knows of the volume, what differs from its peer. `create` it once,
+ * `open` it at each start, and give it to `MirroredVolume.open`. The head of lib/mirror/metadata.ts has the layout.
+ */
 export class Metadata implements MemberStore {
   readonly record: MemberRecord;
   readonly savedMarks: Uint8Array | undefined;
+  /** @internal */
   readonly log: ActivityLog;
   readonly #device: BlockDevice;
   readonly #pair: SuperblockPair;
@@ -186,30 +195,37 @@ export class Metadata implements MemberStore {
     return new Metadata(device, pair, stored, { bitmapOffset: places.bitmapOffset, savedMarks, log });
   }
 
+  /** Of the volume: 32 hexadecimal digits. */
   get volumeId(): string {
     return this.#stored.volumeId;
   }
 
+  /** The member's place in the volume's configuration. */
   get member(): MemberIndex {
     return this.#stored.member;
   }
 
+  /** The name of the member's node. */
   get memberName(): string {
     return this.#stored.memberName;
   }
 
+  /** The `id` of the data device when the member was created. */
   get deviceIdentity(): string {
     return this.#stored.deviceIdentity;
   }
 
+  /** Of the volume, without metadata. */
   get sizeBytes(): number {
     return this.#stored.sizeBytes;
   }
 
+  /** What one bit of the bitmap stands for. */
   get grainBytes(): number {
     return this.#stored.grainBytes;
   }
 
+  /** What one entry of the activity log stands for. */
   get activityLogExtentBytes(): number {
     return this.#stored.activityLogExtentBytes;
   }

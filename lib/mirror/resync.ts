@@ -22,6 +22,7 @@ export interface ResyncOptions {
   readonly pieceBytes: number;
 }
 
+/** How far a resync is. What clients write meanwhile does not count. */
 export interface ResyncProgress {
   readonly doneBytes: number;
   readonly totalBytes: number;

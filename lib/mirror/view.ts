@@ -20,9 +20,11 @@ export type ViewId = string;
 
 export const NO_VIEW: ViewId = '0'.repeat(32);
 
+/** Who is in sync, as it was decided once: the generation of a volume. */
 export interface View {
   /** Grows by at least one with every change. */
   readonly number: number;
+  /** Random: two views with one number are not the same. */
   readonly id: ViewId;
   /** Bit n: member n is in sync. Only such members may serve. */
   readonly inSync: number;
@@ -43,6 +45,7 @@ export type DataState = 'created' | 'up-to-date' | 'inconsistent';
 export interface MemberRecord {
   /** The newest view that this member has learnt of. It may leave this member out. */
   readonly known: View;
+  /** The view that the own data is of. */
   readonly dataId: ViewId;
   /** Who had access in that view: if it was this member, its own bitmap matters until a resync has ended. */
   readonly dataHolder: MemberIndex;

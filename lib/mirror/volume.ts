@@ -1,10 +1,7 @@
 /**
  * MirroredVolume: the volume as one member's clients see it, a BlockDevice. A request passes the gate and goes to the
  * own mirror engine; or, while the own copy is of no use, to the member that serves. When that changes or a link breaks
- * meanwhile it is tried again at the gate. While the volume may not serve, requests wait (cancel them by their signal).
- *
- * `discard` writes zeros where the device can do that by unmapping: what it would leave behind could differ between
- * the copies.
+ * meanwhile it is tried again at the gate. While the volume may not serve, requests wait.
  */
 import type { Environment } from '../base/environment.ts';
 import { HoldfastError, isHoldfastError } from '../base/errors.ts';
@@ -27,6 +24,7 @@ import { MAX_REQUESTS } from './protocol.ts';
 import { MirrorService } from './service.ts';
 import type { OnLostPeer } from './standing.ts';
 
+/** A volume, its members, the own device, and limits. */
 export interface MirroredVolumeOptions {
   readonly environment: Environment;
   /** Carries the session with the other member. `handle` must still be possible: open volumes before `start`. */
@@ -43,7 +41,11 @@ export interface MirroredVolumeOptions {
   readonly policingExtentBytes?: number;
   /** The data area of the own device. The volume closes it. */
   readonly device: BlockDevice;
+  /** The own member's metadata: see `Metadata.open`. */
   readonly store: MemberStore;
+  /**
+   * Whether the device is shown to read as zeros everywhere: two blank members need no first copy. Default: not shown.
+   */
   readonly isBlank?: () => Promise<boolean>;
   /** Milliseconds; at least the node's session lease, which is the default if it is more than 5000. */
   readonly startupWaitMs?: number;
@@ -56,6 +58,7 @@ export interface MirroredVolumeOptions {
   /** Resync pieces under way, default 16, each of at most `resyncPieceBytes`, default 256 KiB. */
   readonly resyncWindow?: number;
   readonly resyncPieceBytes?: number;
+  /** Told of each event, in order. Must not throw. */
   readonly onEvent?: (event: ControllerEvent) => void;
 }
 
@@ -84,11 +87,22 @@ const POLICING_EXTENT_BYTES = 1024 * 1024;
 /** A device that has to write its zeros does so many well before it is taken for failed. */
 const ZEROES_PIECE_BYTES = 16 * 1024 * 1024;
 
+/**
+ * A volume on two servers, as the clients of one of them see it. An acknowledged write is on both devices, or on one
+ * and marked as missing on the other. While the volume may not serve, requests wait: cancel them by their signal.
+ *
+ * `discard` writes zeros where the device can do that by unmapping: what it would leave behind could differ between
+ * the copies.
+ *
+ * Requests fail with ERR_HOLDFAST_QUEUE_FULL beyond `maxRequests`, ERR_HOLDFAST_CLOSED after `close`, and as a device's
+ * do. docs/mirror.md says what happens when.
+ */
 export class MirroredVolume extends BaseDevice {
   readonly kind = 'mirrored';
   readonly geometry: Geometry;
   readonly volumeId: string;
   readonly memberNames: readonly [string, string];
+  /** @internal */
   readonly controller: Controller;
   readonly #engine: MirrorEngine;
   readonly #applier: Applier;
@@ -183,10 +197,12 @@ export class MirroredVolume extends BaseDevice {
     return volume;
   }
 
+  /** The name of the other member's node. */
   get peerName(): string {
     return this.memberNames[this.controller.self === 0 ? 1 : 0];
   }
 
+  /** States of both copies, whether requests are served, what is wrong. */
   get status(): ControllerStatus {
     return this.controller.status();
   }
@@ -336,6 +352,7 @@ export class MirroredVolume extends BaseDevice {
 
   // --- what the other member asks for; called by the service
 
+  /** @internal */
   async peerRead(session: PeerSession, offset: number, length: number): Promise<Uint8Array> {
     this.#checkPeerRange(offset, length);
     let buffer = NOTHING;
@@ -346,31 +363,35 @@ export class MirroredVolume extends BaseDevice {
     return buffer;
   }
 
+  /** @internal */
   peerWrite(from: ForwardedFrom, offset: number, data: Uint8Array, fua: boolean): Promise<void> {
     this.#checkPeerRange(offset, data.length);
     return this.#executeOnce(from, () => this.#engine.write(offset, data, { fua, stable: true }));
   }
 
+  /** @internal */
   peerWriteZeroes(from: ForwardedFrom, offset: number, length: number, fua: boolean, mayUnmap: boolean): Promise<void> {
     this.#checkPeerRange(offset, length);
     return this.#executeOnce(from, () => this.#engine.writeZeroes(offset, length, { fua, mayUnmap }));
   }
 
+  /** @internal */
   peerFlush(session: PeerSession): Promise<void> {
     return this.#attemptForPeer(session, () => this.#engine.flush());
   }
 
-  /** Applies what the peer's mirror engine sends, straight to the own device. */
+  /** Applies what the peer's mirror engine sends, straight to the own device. @internal */
   applyWrite(origin: Origin, offset: number, length: number, action: ApplyAction): Promise<void> {
     this.#checkPeerRange(offset, length);
     return this.#follow(origin, () => this.#applier.write(offset, length, action));
   }
 
+  /** @internal */
   applyFlush(origin: Origin): Promise<void> {
     return this.#follow(origin, () => this.#applier.flush());
   }
 
-  /** What the peer's policing module says. */
+  /** What the peer's policing module says. @internal */
   police(origin: Origin, messages: readonly PolicingMessage[]): Promise<void> {
     const turn = this.#policed.then(async () => {
       await this.controller.settledFor(origin.session);

@@ -23,6 +23,7 @@ import { COUNTER_MAX, checkValue, compareBallots, isValue, VOTERS_MAX } from '..
 import type { BlockDevice } from '../storage/block-device.ts';
 import { type SuperblockFormat, type SuperblockLayout, SuperblockPair } from '../storage/superblock-pair.ts';
 
+/** How much room a voter's state takes on its device, in bytes. */
 export const VOTER_FILE_BYTES = 64 * 1024;
 const FORMAT: SuperblockFormat = { name: 'tie-breaker', version: 1 };
 const LAYOUT: SuperblockLayout = { copyOffsets: [0, VOTER_FILE_BYTES - 4096], copyBytes: 4096 };
@@ -93,6 +94,7 @@ function damaged(what: string): HoldfastError {
   return new HoldfastError('ERR_HOLDFAST_METADATA_DAMAGED', message);
 }
 
+/** A tie-breaker's vote about one volume, durable in a file. The head of lib/mirror/voter-file.ts has the layout. */
 export class VoterFile implements VoterStore {
   readonly #pair: SuperblockPair;
   readonly #owner: VoterFileOwner;
@@ -123,6 +125,7 @@ export class VoterFile implements VoterStore {
     return new VoterFile(pair, stored);
   }
 
+  /** The newest that is durable. */
   get voter(): VoterState {
     return this.#state;
   }

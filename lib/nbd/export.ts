@@ -3,6 +3,7 @@ import type { BlockDevice } from '../storage/block-device.ts';
 import type { ExportFacts } from './negotiation.ts';
 import { TransmissionFlag } from './wire.ts';
 
+/** A block device, and how NBD clients may use it. */
 export interface NbdExport {
   readonly device: BlockDevice;
   /** Shown to clients that ask (NBD_INFO_DESCRIPTION). */

@@ -34,6 +34,7 @@ import {
   TransmissionFlag,
 } from './wire.ts';
 
+/** Which export, and the limits of the client. */
 export interface ConnectNbdOptions {
   readonly environment: Environment;
   /** Default: the server's default export. */

@@ -19,6 +19,7 @@ import { PayloadPool } from './payload-pool.ts';
 import { type ConnectionHost, ServerConnection } from './server-connection.ts';
 import { DEFAULT_MAX_PAYLOAD_BYTES, encodeText, MAX_STRING_BYTES } from './wire.ts';
 
+/** What all clients together can make a server hold. */
 export interface NbdServerLimits {
   /** Connections at a time; further ones are closed at once. */
   readonly maxConnections: number;
@@ -43,6 +44,7 @@ export interface NbdServerLimits {
   readonly closeTimeoutMs: number;
 }
 
+/** What holds for limits that are not given. */
 export const defaultNbdServerLimits: NbdServerLimits = {
   maxConnections: 128,
   handshakeTimeoutMs: 10_000,
@@ -55,6 +57,7 @@ export const defaultNbdServerLimits: NbdServerLimits = {
   closeTimeoutMs: 10_000,
 };
 
+/** Where a server listens, and what it exports. */
 export interface NbdServerOptions {
   readonly environment: Environment;
   readonly address: Address;
@@ -70,6 +73,7 @@ export interface NbdServerOptions {
   readonly onDropped?: (remote: string, reason: string) => void;
 }
 
+/** Counters of a server; `dropped` and `accepted` since it was made. */
 export interface NbdServerStats {
   readonly connections: number;
   /** Connections accepted since the start. */
@@ -88,6 +92,16 @@ interface Exported {
 
 const MAX_EXPORTS = 4096;
 
+/**
+ * Exports block devices by name to NBD clients (qemu, libnbd, the Linux kernel, fio). Without TLS: so it listens on a
+ * Unix socket or a loopback address, unless remote clients are allowed by name.
+ *
+ * ```ts
+ * const server = new NbdServer({ environment: systemEnvironment, address: { kind: 'unix', path: '/run/disk.sock' } });
+ * server.addExport('disk', { device });
+ * await server.listen();
+ * ```
+ */
 export class NbdServer implements AsyncDisposable {
   readonly #environment: Environment;
   readonly #address: Address;
@@ -180,6 +194,7 @@ export class NbdServer implements AsyncDisposable {
     await this.#endConnections((connection) => connection.exportName === name);
   }
 
+  /** The counters as they stand. */
   statistics(): NbdServerStats {
     return {
       connections: this.#connections.size,
@@ -204,6 +219,7 @@ export class NbdServer implements AsyncDisposable {
     return this.#closing;
   }
 
+  /** Same as `close`, for `await using`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }

@@ -33,8 +33,13 @@ export interface VoterStore {
   writeVoter(state: VoterState): Promise<void>;
 }
 
+/** What became of a compare-and-swap: done, or the value that stands instead. */
 export type SwapResult = { readonly swapped: true } | { readonly swapped: false; readonly current: string };
 
+/**
+ * A register with one value that changes by compare-and-swap only: it decides who serves when the members alone may
+ * not.
+ */
 export interface Arbiter {
   /**
    * Puts `next` in the place of `expected` (empty: nothing yet), durably. If the value is `next` already, that is a

@@ -37,6 +37,7 @@ const KEY_MIN_BYTES = 16;
 const SPARE_CONNECTIONS = 16;
 const CONNECTIONS_PER_PEER = 4;
 
+/** What each peer can make this node hold. */
 export interface PeerLimits {
   /** Requests of each peer that are held here without an answer. Default 8 MiB, and 1 MiB for the control channel. */
   readonly bulkWindowBytes?: number;
@@ -49,6 +50,7 @@ export interface PeerLimits {
   readonly waitingMax?: number;
 }
 
+/** Who this node is, where it listens, whom it knows. */
 export interface PeerNodeOptions {
   readonly environment: Environment;
   /** This node's name: 1 to 64 of A-Z a-z 0-9 . _ - and unique in the cluster. */

@@ -18,6 +18,7 @@ export type Channel = 'control' | 'bulk';
 
 /** How a kind of body looks on the wire, where that is not MessagePack. */
 export interface BodyFormat<Body> {
+  /** The bytes that `decode` takes. */
   encode(body: Body): Uint8Array;
   /** Throws ERR_HOLDFAST_BAD_FRAME. What it gives fits the method's schema. */
   decode(bytes: Uint8Array): Body;
@@ -37,6 +38,7 @@ export interface Method<Request, Response> {
   readonly maxResponseDataBytes: number;
 }
 
+/** Who is at the other end of a session. */
 export interface PeerInfo {
   readonly name: string;
   /** Random, new at every start of the peer's process: tells a restart from a broken link. */
@@ -44,12 +46,14 @@ export interface PeerInfo {
   readonly features: readonly string[];
 }
 
+/** A request as its handler sees it, or an answer as the asker does. */
 export interface Message<Control> {
   readonly control: Control;
   /** Raw bytes beside the control body; empty if there are none. Belongs to the receiver. */
   readonly data: Uint8Array;
 }
 
+/** What a handler answers. */
 export interface Reply<Control> {
   readonly control: Control;
   /** Left unchanged until `release` is called. */
@@ -58,6 +62,7 @@ export interface Reply<Control> {
   readonly release?: () => void;
 }
 
+/** How one request is sent. */
 export interface RequestOptions {
   /** Cancels the waiting, not what the peer does. The promise still settles only once the data is no longer in use. */
   readonly signal?: AbortSignal;
@@ -68,10 +73,16 @@ export interface RequestOptions {
   readonly maxResponseDataBytes?: number;
 }
 
+/**
+ * An authenticated session with one peer. Requests of one channel arrive in the order in which they were sent. When the
+ * session ends, every request without an answer fails with ERR_HOLDFAST_PEER_LOST: what became of it is not known. A
+ * session that has ended never comes back.
+ */
 export interface PeerSession {
   /** Grows by one with every session to any peer of this node. */
   readonly ordinal: number;
   readonly peer: PeerInfo;
+  /** False once it has ended. */
   readonly open: boolean;
   /**
    * Sends a request; resolves with the peer's answer. The data is sent as it is at the time of the call or later:
@@ -95,6 +106,7 @@ export interface PeerSession {
   close(reason: string): void;
 }
 
+/** Answers a request. Its error reaches the asker with the same code. */
 export type RequestHandler<Request, Response> = (
   message: Message<Request>,
   session: PeerSession,
@@ -106,22 +118,30 @@ export interface LinkProblem {
   readonly message: string;
 }
 
+/** What a node tells its subscribers, in order. Must not throw. */
 export interface PeerEvents {
+  /** A session has begun; it may be used at once. */
   onSessionUp(session: PeerSession): void;
   /** The lease that the ended session had granted may still be running: see session.leaseGrantedUntilMs(). */
   onSessionDown(session: PeerSession, reason: string): void;
 }
 
+/** Whether there is a session with a peer, for showing to people. */
 export interface LinkStatus {
   readonly peer: string;
   /** DRBD's words. */
   readonly state: 'Connected' | 'Connecting' | 'StandAlone';
   /** The address of the live path, if connected. */
   readonly path: string | undefined;
+  /** Of the last heartbeat. */
   readonly roundTripMs: number | undefined;
   readonly problem: LinkProblem | undefined;
 }
 
+/**
+ * This server among its peers: keeps one authenticated session to each of them, and carries typed requests. Made by
+ * `createPeerNode`.
+ */
 export interface PeerNode extends AsyncDisposable {
   readonly name: string;
   readonly incarnation: string;
@@ -129,10 +149,14 @@ export interface PeerNode extends AsyncDisposable {
   readonly leaseMs: number;
   /** Registers what answers a method. Before `start`; once per method. */
   handle<Request, Response>(method: Method<Request, Response>, handler: RequestHandler<Request, Response>): void;
+  /** Tells of sessions that begin and end from now on. */
   subscribe(events: PeerEvents): void;
   /** Listens and dials; sessions come up as they can. */
   start(): Promise<void>;
+  /** The live session with that peer. */
   session(peer: string): PeerSession | undefined;
+  /** One for each peer that is configured. */
   links(): readonly LinkStatus[];
+  /** Ends all sessions and stops listening. Idempotent. */
   close(): Promise<void>;
 }

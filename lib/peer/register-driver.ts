@@ -28,6 +28,7 @@ const DEADLINE_MS = 5000;
 const ASK_AGAIN_MS = 200;
 const WAITING_MAX = 16;
 
+/** A register, its voters, and this node among them. */
 export interface RegisterArbiterOptions extends VoterOptions {
   readonly environment: Environment;
   /** Not started yet. */
@@ -36,6 +37,7 @@ export interface RegisterArbiterOptions extends VoterOptions {
   readonly deadlineMs?: number;
 }
 
+/** A voter as this node sees it. */
 export interface VoterReach {
   readonly name: string;
   readonly isInReach: boolean;
@@ -43,6 +45,10 @@ export interface VoterReach {
   readonly problem: LinkProblem | undefined;
 }
 
+/**
+ * The arbiter that needs no other service: a majority of voters, each with a durable state, agrees by ballots. The
+ * algorithm is CASPaxos (D. Rystsov, "CASPaxos: Replicated State Machines without logs", 2018).
+ */
 export class RegisterArbiter implements Arbiter {
   readonly #options: RegisterArbiterOptions;
   readonly #voter: Voter;

@@ -72,6 +72,7 @@ export const acceptMethod: Method<z.infer<typeof acceptQuestion>, AcceptAnswer> 
   response: acceptAnswer,
 };
 
+/** Whose vote it is, about what, among whom, and where it is kept. */
 export interface VoterOptions {
   /** 32 hex digits: the volume's identifier. */
   readonly registerId: string;
@@ -95,7 +96,7 @@ export class Voter {
   #waiting = 0;
   #failure: HoldfastError | undefined;
 
-  /** By RegisterService.add. */
+  /** By RegisterService.add. @internal */
   constructor(options: VoterOptions, retire: () => void) {
     this.registerId = options.registerId;
     this.voters = options.voters;
@@ -115,10 +116,12 @@ export class Voter {
     return this.#failure;
   }
 
+  /** @internal */
   prepare(ballot: Ballot): Promise<PrepareAnswer> {
     return this.#vote((state) => prepare(state, ballot));
   }
 
+  /** @internal */
   accept(ballot: Ballot, value: string): Promise<AcceptAnswer> {
     return this.#vote((state) => accept(state, ballot, value));
   }
@@ -165,6 +168,7 @@ export class Voter {
   }
 }
 
+/** All voters of one peer node: answers the other voters' questions, each once the answer is durable. */
 export class RegisterService {
   static readonly #services = new WeakMap<PeerNode, RegisterService>();
   readonly #node: PeerNode;

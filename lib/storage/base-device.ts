@@ -144,6 +144,7 @@ export abstract class BaseDevice implements BlockDevice {
     return this.#closing;
   }
 
+  /** Same as `close`, for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

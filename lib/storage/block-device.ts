@@ -1,19 +1,9 @@
 /**
  * BlockDevice: what everything local is. Direct (block device or file), memory, fault-injecting, mirrored volume, NBD
  * client … all show this face, and one conformance suite (test/conformance) runs over all of them.
- *
- * Invariants of every kind:
- * - Offsets and lengths are whole bytes. A request outside 0 … sizeBytes is refused with ERR_HOLDFAST_OUT_OF_RANGE
- *   before anything is done. Zero-length requests succeed.
- * - Requests that are not aligned to the logical block are served (read-modify-write under a range lock where the
- *   device below needs it) and counted in `stats().unalignedRequests`.
- * - Requests in flight at the same time are not ordered. A read that starts after a write has resolved sees it.
- * - The device never keeps hold of a caller's buffer after the promise has settled, and a promise never settles while
- *   the hardware can still touch the buffer, cancelled or not.
- * - `write` resolved: the data survives the death of the process. `flush` resolved (or a write with `fua`): it
- *   survives a power cut. A failed flush is never retried: what was written since the last good one counts as lost.
  */
 
+/** What a device is: its size, and in which units it works. */
 export interface Geometry {
   /** Bytes that can be addressed. */
   readonly sizeBytes: number;
@@ -33,11 +23,13 @@ export interface Geometry {
   readonly volatileCache: boolean;
 }
 
+/** How one request is done. */
 export interface IoOptions {
   /** Cancels the request if it has not started. One that has started completes. */
   readonly signal?: AbortSignal;
 }
 
+/** How one write is done. */
 export interface WriteOptions extends IoOptions {
   /** Force unit access: resolved only when this write would survive a power cut. */
   readonly fua?: boolean;
@@ -48,11 +40,13 @@ export interface WriteOptions extends IoOptions {
   readonly stable?: boolean;
 }
 
+/** How zeros are written. */
 export interface WriteZeroesOptions extends WriteOptions {
   /** The range may be given back to the device (default true); false: the space stays allocated. */
   readonly mayUnmap?: boolean;
 }
 
+/** Counters since the device was opened: requests that succeeded, and those that failed. */
 export interface DeviceStats {
   readonly reads: number;
   readonly readBytes: number;
@@ -65,6 +59,24 @@ export interface DeviceStats {
   readonly unalignedRequests: number;
 }
 
+/**
+ * What everything local is: raw device or file, memory, mirrored volume, NBD client, injected faults.
+ *
+ * Invariants of every kind:
+ * - Offsets and lengths are whole bytes. A request outside 0 … sizeBytes is refused with ERR_HOLDFAST_OUT_OF_RANGE
+ *   before anything is done. Zero-length requests succeed.
+ * - Requests that are not aligned to the logical block are served (read-modify-write under a range lock where the
+ *   device below needs it) and counted in `stats().unalignedRequests`.
+ * - Requests in flight at the same time are not ordered. A read that starts after a write has resolved sees it.
+ * - The device never keeps hold of a caller's buffer after the promise has settled, and a promise never settles while
+ *   the hardware can still touch the buffer, cancelled or not.
+ * - `write` resolved: the data survives the death of the process. `flush` resolved (or a write with `fua`): it
+ *   survives a power cut. A failed flush is never retried: what was written since the last good one counts as lost.
+ *
+ * Requests reject with ERR_HOLDFAST_IO (with `errno`), ERR_HOLDFAST_READ_ONLY, ERR_HOLDFAST_FLUSH_FAILED,
+ * ERR_HOLDFAST_NO_SPACE, ERR_HOLDFAST_QUEUE_FULL, ERR_HOLDFAST_ABORTED or ERR_HOLDFAST_CLOSED; some kinds of device
+ * have others of their own.
+ */
 export interface BlockDevice extends AsyncDisposable {
   /** What kind it is: `direct`, `memory`, `faulty`, `mirrored`, `nbd` … */
   readonly kind: string;
@@ -83,9 +95,12 @@ export interface BlockDevice extends AsyncDisposable {
   discard(offset: number, length: number, options?: IoOptions): Promise<void>;
   /** The range reads as zeros afterwards. */
   writeZeroes(offset: number, length: number, options?: WriteZeroesOptions): Promise<void>;
+  /** The counters as they stand. */
   stats(): DeviceStats;
   /** Waits for requests in flight, then releases everything. Idempotent. Requests after it: ERR_HOLDFAST_CLOSED. */
   close(): Promise<void>;
+  /** Same as `close`, for `await using`. */
+  [Symbol.asyncDispose](): Promise<void>;
 }
 
 /** What can also be had of devices that reach scattered memory in one operation. */

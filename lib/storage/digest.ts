@@ -1,6 +1,16 @@
 /**
  * Checksums and digests of blocks, by name: what a scan and a comparison can be asked for.
  *
+ * All but the CRC come from the OpenSSL that is inside of Node, through the addon: node:crypto would need a call, and a
+ * copy to a thread, for each block.
+ */
+import { HoldfastError } from '../base/errors.ts';
+import { native } from '../native.ts';
+import { crc32cBlocks } from './checksum.ts';
+
+/**
+ * What a block is told by:
+ *
  * | name      | bytes | key | for                                                                                     |
  * | --------- | ----- | --- | --------------------------------------------------------------------------------------- |
  * | `crc32c`  | 4     | no  | speed: finds damage, misses one different block in 2^32. Stands little-endian           |
@@ -10,14 +20,7 @@
  * | `gmac`    | 16    | yes | confirming equality, several times as fast: the key must be fresh and unknown to        |
  * |           |       |     | whoever made the data (AES-256-GCM's MAC, NIST SP 800-38D, with a fixed nonce)          |
  * | `blake2b` | 32    | yes | the same, and what is seen of the results gives nothing away (RFC 7693)                 |
- *
- * All but the CRC come from the OpenSSL that is inside of Node, through the addon: node:crypto would need a call, and a
- * copy to a thread, for each block.
  */
-import { HoldfastError } from '../base/errors.ts';
-import { native } from '../native.ts';
-import { crc32cBlocks } from './checksum.ts';
-
 export type DigestAlgorithm = 'crc32c' | 'md5' | 'sha1' | 'sha256' | 'gmac' | 'blake2b';
 
 /** The length of one result, in bytes. */
@@ -30,6 +33,7 @@ export const digestBytes: { readonly [algorithm in DigestAlgorithm]: number } = 
   blake2b: 32,
 };
 
+/** All of them, as `algorithm` takes them. */
 export const digestAlgorithms = Object.keys(digestBytes) as readonly DigestAlgorithm[];
 
 /** The length of a key for those that take one. */

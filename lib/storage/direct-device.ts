@@ -46,6 +46,7 @@ import {
 import { SharedRun } from './shared-run.ts';
 import { errnoOf, systemError } from './system-error.ts';
 
+/** How a block device or file is opened. */
 export interface DirectDeviceOptions extends RingOptions {
   /** Past the page cache: `auto` (default) where the file system lets us; `required`; or `off`. */
   readonly direct?: 'auto' | 'required' | 'off';
@@ -56,6 +57,7 @@ export interface DirectDeviceOptions extends RingOptions {
   readonly create?: { readonly sizeBytes: number };
 }
 
+/** How a device is served. */
 export interface DirectReport extends EngineReport {
   /** Requests go past the page cache. */
   readonly direct: boolean;
@@ -166,6 +168,9 @@ const pickUp = (resolve: () => void, reject: (error: HoldfastError) => void) => 
   lastReject = reject;
 };
 
+/**
+ * A block device or file under direct I/O, as its engine serves it; see `openDirectDevice`. `openDevice` is for most.
+ */
 export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter, FileLender {
   readonly kind = 'direct';
   readonly name: string;
@@ -190,7 +195,7 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
   /** Range operations that the device has been found not to do. */
   readonly #unsupported = new Set<number>();
 
-  /** Made by `openDirectDevice`. */
+  /** Made by `openDirectDevice`. @internal */
   constructor(path: string, readOnly: boolean, opened: Opened, ring: Ring) {
     this.name = path;
     this.readOnly = readOnly;
@@ -218,6 +223,7 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
     return this[watchedWrite](offset, buffer, options, nothing);
   }
 
+  /** @internal */
   [watchedWrite](
     offset: number,
     buffer: Uint8Array,
@@ -308,10 +314,12 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
     return this.#closing;
   }
 
+  /** Same as `close`, for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
 
+  /** @internal */
   [lendFile](onClosing: () => void): LentFile {
     this.#admit(RingOperation.read, 0, 0, undefined);
     this.#borrowers.add(onClosing);
@@ -643,6 +651,7 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
     return promise;
   }
 
+  /** @internal */
   [settled](request: DeviceRequest, result: number): void {
     const { operation, length, resolve, reject } = request;
     const error = result === 0 ? this.#lateErrorOf(request) : this.#errorOf(request, result);

@@ -9,8 +9,10 @@ import type { Random } from '../base/random.ts';
 import { BaseDevice } from './base-device.ts';
 import type { BlockDevice, Geometry, IoOptions, WriteOptions, WriteZeroesOptions } from './block-device.ts';
 
+/** The requests that a rule can be for. */
 export type FaultOperation = 'read' | 'write' | 'flush' | 'discard' | 'writeZeroes';
 
+/** What a fault does to a request. */
 export type FaultAction =
   /** Fails the request: without doing it, or (`after`) although it was done. Default EIO. */
   | { readonly kind: 'error'; readonly errno?: 'EIO' | 'ENOSPC'; readonly when?: 'before' | 'after' }
@@ -19,14 +21,22 @@ export type FaultAction =
   | { readonly kind: 'hang' }
   /** Turns over one bit of what is read, or of what reaches the device; by default the first of the request. */
   | { readonly kind: 'flip-bit'; readonly offset?: number; readonly bit?: number }
-  /** The data of a write lands here, in bytes from the device's start, and not where it belongs. Undefined: not this one. */
-  | { readonly kind: 'misdirect'; readonly to: (offset: number, length: number) => number | undefined }
-  /**
-   * Tells someone that the request is on its way to the device (`started`), or `done` there and not answered yet. It is
-   * never answered if that one says `gone`: whoever asked is not there any more.
-   */
-  | { readonly kind: 'trigger'; readonly when: 'started' | 'done'; readonly trigger: () => 'gone' | 'answer' };
+  | {
+      readonly kind: 'misdirect';
+      /** Where the data of a write lands, in bytes from the device's start. Undefined: where it belongs. */
+      readonly to: (offset: number, length: number) => number | undefined;
+    }
+  | {
+      readonly kind: 'trigger';
+      readonly when: 'started' | 'done';
+      /**
+       * Called when the request is on its way to the device (`started`), or `done` there and not answered yet. It is
+       * never answered after `gone`: whoever asked is not there any more.
+       */
+      readonly trigger: () => 'gone' | 'answer';
+    };
 
+/** Which requests a fault acts on, and how. */
 export interface FaultRule {
   readonly action: FaultAction;
   /** Which requests; default all. */
@@ -41,6 +51,7 @@ export interface FaultRule {
   readonly probability?: number;
 }
 
+/** A rule that is in force until it is removed. */
 export interface InjectedFault {
   readonly action: FaultAction;
   /** Requests that it has acted on. */
@@ -85,6 +96,7 @@ function never(): Promise<never> {
   return new Promise(() => {});
 }
 
+/** The rules of one or more devices; it may outlive them. Every rule that matches acts, in the order of injection. */
 export class FaultPlan {
   readonly #faults: ActiveFault[] = [];
   readonly #random: Random | undefined;
@@ -94,6 +106,7 @@ export class FaultPlan {
     this.#random = random;
   }
 
+  /** From now on the rule acts. */
   inject(rule: FaultRule): InjectedFault {
     if (rule.probability !== undefined && this.#random === undefined)
       throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', 'a probability needs a plan with a random; give it one');
@@ -110,7 +123,7 @@ export class FaultPlan {
     for (const fault of [...this.#faults]) fault.remove();
   }
 
-  /** The faults that act on this request; counts it. */
+  /** The faults that act on this request; counts it. @internal */
   match(operation: FaultOperation, offset: number, length: number): readonly ActiveFault[] {
     if (this.#faults.length === 0) return NONE;
     return this.#faults.filter((fault) => {
@@ -127,6 +140,7 @@ export class FaultPlan {
   }
 }
 
+/** What the faults follow. */
 export interface FaultyDeviceOptions {
   /** Default: a plan of its own, without a random. */
   readonly plan?: FaultPlan;
@@ -134,6 +148,14 @@ export interface FaultyDeviceOptions {
   readonly clock?: Clock;
 }
 
+/**
+ * A device that misbehaves by rule, over any other one.
+ *
+ * ```ts
+ * const device = new FaultyDevice(new MemoryDevice({ sizeBytes: 65_536 }));
+ * device.inject({ action: { kind: 'error', errno: 'EIO' }, on: 'write', skip: 2, times: 1 });
+ * ```
+ */
 export class FaultyDevice extends BaseDevice {
   readonly kind = 'faulty';
   readonly geometry: Geometry;

@@ -18,12 +18,14 @@ const readPieceBytes = 1024 * 1024;
 /** So much of a file without signatures is read to see whether it is nothing but zeros. */
 const zerosReadBytesMax = 256 * 1024 * 1024;
 
+/** Whether the caller has agreed to an overwrite by name. */
 export interface OverwriteConsent {
   /** The path of the one device that may be overwritten whatever is on it: exactly `path`. */
   readonly consent?: string | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
+/** Which range is looked at, in bytes, and how hard. */
 export interface BlankOptions {
   /** Default 0. */
   readonly offset?: number;

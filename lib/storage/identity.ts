@@ -13,6 +13,7 @@ import { basename, dirname, join } from 'node:path';
 import { HoldfastError } from '../base/errors.ts';
 import { systemError } from './system-error.ts';
 
+/** What tells one device or file from all others, by whatever path it is named. */
 export interface DeviceIdentity {
   readonly kind: 'block' | 'file';
   /** Two identities are of one device if this is equal. At most 512 ASCII characters. */
@@ -43,7 +44,12 @@ const sectorBytes = 512;
  * @throws HoldfastError ERR_HOLDFAST_NOT_FOUND, ERR_HOLDFAST_ACCESS, or ERR_HOLDFAST_BAD_ARGUMENT if it is neither a
  *   block device nor a regular file.
  */
-export async function deviceIdentity(path: string, places: IdentityPlaces = {}): Promise<DeviceIdentity> {
+export function deviceIdentity(path: string): Promise<DeviceIdentity> {
+  return deviceIdentityAmong({}, path);
+}
+
+/** The same, as found in these places. */
+export async function deviceIdentityAmong(places: IdentityPlaces, path: string): Promise<DeviceIdentity> {
   const { sys = '/sys', byUuid = '/dev/disk/by-uuid' } = places;
   const found = await stat(path, { bigint: true }).catch((error: unknown) => {
     throw systemError(path, 'looking at it', error);

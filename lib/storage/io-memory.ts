@@ -17,6 +17,7 @@ import { native } from '../native.ts';
 
 const pageBytes = 4096;
 
+/** How much memory, and in which pieces. */
 export interface IoMemoryOptions {
   /** All the memory that it may take; default 128 MiB. Taken arena by arena, as needed. */
   readonly totalBytes?: number;
@@ -26,6 +27,7 @@ export interface IoMemoryOptions {
   readonly maxWaiters?: number;
 }
 
+/** What is taken now. */
 export interface IoMemoryUsage {
   readonly totalBytes: number;
   readonly allocatedBytes: number;
@@ -102,7 +104,7 @@ export class IoLease implements Disposable {
   readonly #memory: IoMemory;
   #slot: Slot | undefined;
 
-  /** Made by `IoMemory.lease`. */
+  /** Made by `IoMemory.lease`. @internal */
   constructor(memory: IoMemory, slot: Slot, length: number) {
     this.#memory = memory;
     this.#slot = slot;
@@ -117,6 +119,7 @@ export class IoLease implements Disposable {
     this.#memory[giveBack](slot);
   }
 
+  /** Same as `release`, for `using`. */
   [Symbol.dispose](): void {
     this.release();
   }
@@ -130,6 +133,15 @@ interface Waiter {
   readonly reject: (error: HoldfastError) => void;
 }
 
+/**
+ * Page-aligned memory that devices read and write without a copy, leased in slots of powers of two. Bounded: who wants
+ * more than there is waits, or is refused.
+ *
+ * ```ts
+ * using lease = ioMemory().lease(65_536);
+ * await device.read(0, lease.bytes);
+ * ```
+ */
 export class IoMemory {
   readonly #totalBytes: number;
   readonly #arenaBytes: number;
@@ -165,6 +177,7 @@ export class IoMemory {
     return this.#arenaBytes;
   }
 
+  /** How much is allocated, leased and waited for. */
   usage(): IoMemoryUsage {
     return {
       totalBytes: this.#totalBytes,
@@ -250,6 +263,7 @@ export class IoMemory {
     for (const slots of this.#free) slots.length = 0;
   }
 
+  /** @internal */
   [giveBack](slot: Slot): void {
     const { arena } = slot;
     arena.leased--;

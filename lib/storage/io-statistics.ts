@@ -20,6 +20,7 @@ export interface OperationStatistics {
   histogram(): { readonly toNs: number; readonly operations: number }[];
 }
 
+/** What the operations on one device came to since it was opened, by kind. A request may be several operations. */
 export interface IoStatistics {
   readonly reads: OperationStatistics;
   readonly writes: OperationStatistics;

@@ -7,6 +7,7 @@ import { BaseDevice } from './base-device.ts';
 import type { Geometry } from './block-device.ts';
 import { SparseMemory } from './sparse-memory.ts';
 
+/** Size and blocks of a device in memory. */
 export interface MemoryDeviceOptions {
   readonly sizeBytes: number;
   /** For messages, default `memory`. */
@@ -24,6 +25,7 @@ function isPowerOfTwo(value: number): boolean {
   return Number.isSafeInteger(value) && value > 0 && value <= 2 ** 30 && (value & (value - 1)) === 0;
 }
 
+/** A device in memory, sparse: only what has been written, and is not zeros, takes memory. For tests. */
 export class MemoryDevice extends BaseDevice {
   readonly kind = 'memory';
   readonly geometry: Geometry;

@@ -11,12 +11,14 @@ import {
 import type { IoStatistics } from './io-statistics.ts';
 import { UnalignedDevice } from './unaligned.ts';
 
+/** How a device or file is opened. */
 export type OpenDeviceOptions = DirectDeviceOptions;
 
+/** A block device or file that is open; see `openDevice`. */
 export class OpenedDevice extends UnalignedDevice implements FileLender {
   readonly #direct: DirectDevice;
 
-  /** Made by `openDevice`. */
+  /** Made by `openDevice`. @internal */
   constructor(direct: DirectDevice) {
     super(direct);
     this.#direct = direct;
@@ -27,6 +29,7 @@ export class OpenedDevice extends UnalignedDevice implements FileLender {
     return this.#direct.engineReport();
   }
 
+  /** @internal */
   [lendFile](onClosing: () => void): LentFile {
     return this.#direct[lendFile](onClosing);
   }

@@ -20,6 +20,7 @@ import { assert, HoldfastError, type HoldfastErrorCode } from '../base/errors.ts
 import { type NativeOpenRegion, native } from '../native.ts';
 import { SharedRun } from './shared-run.ts';
 
+/** How a file is mapped. */
 export interface RegionOptions {
   /** Rounded up to whole pages; a shorter file grows. Without it: as long as the file is. */
   readonly sizeBytes?: number;
@@ -149,6 +150,7 @@ export class Region implements AsyncDisposable {
   #askedSizeBytes = 0;
   #closing: Promise<void> | undefined;
 
+  /** @internal */
   constructor(path: string, opened: NativeOpenRegion) {
     this.path = path;
     this.means = opened.means;
@@ -157,6 +159,7 @@ export class Region implements AsyncDisposable {
     this.#bytes = viewOf(opened);
   }
 
+  /** Whole pages. */
   get sizeBytes(): number {
     return this.#sizeBytes;
   }
@@ -291,6 +294,7 @@ export class Region implements AsyncDisposable {
     native().region.close(this.#handle);
   }
 
+  /** Same as `close`, for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

@@ -17,8 +17,10 @@ import { type NativeRing, type NativeRingHandle, native } from '../native.ts';
 import type { IoArena } from './io-memory.ts';
 import { type IoStatistics, readStatistics, statisticsFigures } from './io-statistics.ts';
 
+/** What does the requests: the kernel's io_uring, or a pool of threads that call it. */
 export type EngineName = 'io_uring' | 'threads';
 
+/** By what the requests of devices are done, and how many at once. Devices with the same settings share a ring. */
 export interface RingOptions {
   /** Default `auto`: io_uring where the kernel lets us, else threads. HOLDFAST_ENGINE says what `auto` is. */
   readonly engine?: EngineName | 'auto';
@@ -36,6 +38,7 @@ export interface RingOptions {
   readonly pollMicroseconds?: number;
 }
 
+/** By what the requests are done, and why. */
 export interface EngineReport {
   readonly engine: EngineName;
   /** Why this one, in words. */

@@ -23,9 +23,12 @@ import { FileScan } from './scan-file.ts';
 import { type ScanEngine, ScanPlan } from './scan-plan.ts';
 import { ReadingScan } from './scan-reads.ts';
 
+/** The smallest block of a scan, in bytes. */
 export const scanBlockBytesMin = 512;
+/** The largest block of a scan, in bytes. */
 export const scanBlockBytesMax = 16 * 1024 * 1024;
 
+/** What is scanned, by which checksum, and how fast. */
 export interface ScanOptions {
   /** Where the range begins, in bytes; default 0. */
   readonly offset?: number;
@@ -45,6 +48,7 @@ export interface ScanOptions {
   readonly clock?: Clock;
 }
 
+/** How far a scan is. */
 export interface ScanProgress {
   readonly doneBytes: number;
   readonly totalBytes: number;
@@ -66,6 +70,7 @@ export class ScanBatch {
   readonly checksums: Uint8Array;
   readonly checksumBytes: number;
 
+  /** @internal */
   constructor(plan: ScanPlan, batch: number, checksums: Uint8Array) {
     const { offset, length } = plan.rangeOf(batch);
     const blocks = checksums.byteLength / digestBytes[plan.algorithm];
@@ -77,6 +82,7 @@ export class ScanBatch {
     this.checksumBytes = digestBytes[plan.algorithm];
   }
 
+  /** How many blocks the batch is of. */
   get blocks(): number {
     return this.checksums.byteLength / this.checksumBytes;
   }
@@ -172,6 +178,7 @@ export class DeviceScan implements AsyncIterable<ScanBatch> {
     return this.#bytesPerSecond;
   }
 
+  /** Takes effect at once. */
   set bytesPerSecond(bytesPerSecond: number) {
     checkRate(bytesPerSecond);
     this.#bytesPerSecond = bytesPerSecond;
@@ -188,6 +195,7 @@ export class DeviceScan implements AsyncIterable<ScanBatch> {
     return { doneBytes, totalBytes, bytesPerSecond, remainingMs };
   }
 
+  /** Scans, and gives the checksums in the order of the blocks. Once. */
   async *[Symbol.asyncIterator](): AsyncGenerator<ScanBatch, void, void> {
     if (this.#startedMs !== undefined)
       throw new HoldfastError(

@@ -18,6 +18,7 @@ export interface Signature {
   readonly version?: string;
 }
 
+/** Which part of the device is looked at. */
 export interface ProbeOptions {
   /** Where to start, in bytes from the device's start. Default 0. */
   readonly offset?: number;

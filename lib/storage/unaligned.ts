@@ -196,6 +196,7 @@ export class UnalignedDevice implements BlockDevice, VectoredDevice {
     return this.#closing;
   }
 
+  /** Same as `close`, for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

@@ -38,11 +38,13 @@ import {
 } from './crash-recording.ts';
 import { SimulatedRandom } from './simulated-random.ts';
 
+/** What a recording may take. */
 export interface CrashRecorderOptions {
   /** Default 256 MiB. */
   readonly memoryBytesMax?: number;
 }
 
+/** One state that a crash could have left, as a check sees it. */
 export interface CrashState {
   /** Names the state, so that it can be tried alone: `only`. */
   readonly key: string;
@@ -59,12 +61,14 @@ export interface CrashState {
 /** Throws, or rejects, if what it finds must not be. `device` is the first of the recorded ones. */
 export type CrashCheck = (device: BlockDevice, state: CrashState) => void | Promise<void>;
 
+/** How far a replay is. */
 export interface CrashProgress {
   readonly epoch: number;
   readonly epochs: number;
   readonly states: number;
 }
 
+/** Which states are tried. */
 export interface ReplayOptions {
   /** Draws the states where there are too many to try all; default 0. */
   readonly seed?: number;
@@ -79,11 +83,13 @@ export interface ReplayOptions {
   readonly onProgress?: (progress: CrashProgress) => void;
 }
 
+/** The state that failed its check, and what the check threw. */
 export interface CrashFailure {
   readonly key: string;
   readonly error: unknown;
 }
 
+/** What a replay has tried and found. */
 export interface CrashReport {
   /** Stretches in which nothing became durable. */
   readonly epochs: number;
@@ -97,6 +103,10 @@ export interface CrashReport {
   readonly failure: CrashFailure | undefined;
 }
 
+/**
+ * Shows that code survives a crash at any moment: records what it does to its devices, then gives a check the states
+ * that a crash at each moment could have left, all of them where they are few, drawn ones where they are many.
+ */
 export class CrashRecorder {
   readonly #recording: CrashRecording;
 

@@ -11,6 +11,7 @@ import { BaseDevice } from '../storage/base-device.ts';
 import type { BlockDevice, Geometry, IoOptions, WriteOptions, WriteZeroesOptions } from '../storage/block-device.ts';
 import { LayeredMemory } from './crash-image.ts';
 
+/** A change of a recorded device, and when it began, ended and was durable. */
 export interface RecordedWrite {
   /** Counts all writes of the recording, by when they began. */
   readonly index: number;

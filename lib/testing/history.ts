@@ -13,6 +13,10 @@
 /** The value of a block that was never written. */
 export const INITIAL_VALUE = 0;
 
+/**
+ * A read or write of one block. Times are whole numbers in one order of events, each used once; every write has a value
+ * of its own.
+ */
 export interface Operation {
   readonly kind: 'read' | 'write';
   readonly value: number;
@@ -23,7 +27,9 @@ export interface Operation {
   readonly durable?: number;
 }
 
+/** The rule that a history breaks, and the operations that show it. */
 export interface Violation {
+  /** The zone rules are those of Gibbons and Korach, "Testing Shared Memories", SIAM J. Comput. 26(4), 1997. */
   readonly rule: 'unknown-value' | 'read-before-write' | 'zones-overlap' | 'zone-inside-zone' | 'older-than-flushed';
   readonly operations: readonly Operation[];
 }

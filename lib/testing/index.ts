@@ -1,4 +1,8 @@
-/** Public as `holdfast/testing`: temporary devices, injected faults, simulated clusters. */
+/**
+ * Public as `holdfast/testing`: temporary devices, injected faults, simulated clusters.
+ *
+ * @module holdfast/testing
+ */
 export {
   type FaultAction,
   type FaultOperation,
@@ -44,7 +48,7 @@ export {
 } from './simulated-disk.ts';
 export { FAULTLESS_LINK, type LinkOptions, SimulatedNetwork } from './simulated-network.ts';
 export { SimulatedRandom } from './simulated-random.ts';
-export { FAULT_KINDS, type FaultKind, type SimulationPlan } from './simulation-plan.ts';
+export { type ClientPlan, type Content, FAULT_KINDS, type FaultKind, type SimulationPlan } from './simulation-plan.ts';
 export {
   type TemporaryDevice,
   type TemporaryDeviceOptions,

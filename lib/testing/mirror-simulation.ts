@@ -22,11 +22,13 @@ const CONTENTION_ROUNDS = 6;
 /** Units that are read at once in the end. */
 const RUN_MOST = 256;
 
+/** How much a run tells. */
 export interface SimulationOptions {
   /** How many of the last lines of the trace are kept. Default 0: they cost time. */
   readonly keepLines?: number;
 }
 
+/** What became of one seed. */
 export interface SimulationResult {
   readonly seed: number;
   readonly plan: SimulationPlan;

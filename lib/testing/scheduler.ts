@@ -19,12 +19,14 @@ interface ScheduledEvent {
 const EVENTS_PER_TURN = 64;
 const COMPACT_MIN_CANCELLED = 1024;
 
+/** Why a run ended: `stop` said so, or nothing was left to happen. */
 export type RunEnd = 'stopped' | 'idle';
 
 function before(a: ScheduledEvent, b: ScheduledEvent): boolean {
   return a.atUs < b.atUs || (a.atUs === b.atUs && a.order < b.order);
 }
 
+/** Virtual time and what is to happen in it: one event at a time, each after all microtasks of the one before. */
 export class Scheduler {
   #heap: ScheduledEvent[] = [];
   #nowUs = 0;
@@ -33,10 +35,12 @@ export class Scheduler {
   #running = false;
   #eventCount = 0;
 
+  /** Microseconds since the start, whole. */
   get nowUs(): number {
     return this.#nowUs;
   }
 
+  /** Milliseconds since the start. */
   get nowMs(): number {
     return this.#nowUs / 1000;
   }

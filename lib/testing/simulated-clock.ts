@@ -12,6 +12,7 @@ import type { Scheduler } from './scheduler.ts';
 /** A process starts at this wall time: 2026-01-01 UTC. */
 const WALL_START_MS = 1_767_225_600_000;
 
+/** A process of the simulation. Nothing runs in it once it is dead; while it is paused, what comes due waits. */
 export class SimulatedProcess {
   readonly name: string;
   #alive = true;
@@ -23,10 +24,12 @@ export class SimulatedProcess {
     this.name = name;
   }
 
+  /** False once it was killed. */
   get alive(): boolean {
     return this.#alive;
   }
 
+  /** True between `pause` and `resume`. */
   get paused(): boolean {
     return this.#paused;
   }
@@ -43,6 +46,7 @@ export class SimulatedProcess {
     this.#paused = true;
   }
 
+  /** As SIGCONT does: what has come due runs, in order. */
   resume(): void {
     this.#paused = false;
     const due = this.#deferred;
@@ -64,6 +68,7 @@ export class SimulatedProcess {
   }
 }
 
+/** The clock of one simulated process: virtual time, at a rate of its own. */
 export class SimulatedClock implements Clock {
   readonly #scheduler: Scheduler;
   readonly #process: SimulatedProcess;

@@ -1,15 +1,6 @@
 /**
  * A cluster in a simulation: machines that each run one process at a time, with a clock, a random stream and a network
  * of its own. One seed decides everything that happens.
- *
- * ```ts
- * const cluster = new SimulatedCluster({ seed: 42, names: ['a', 'b'] });
- * const server = new Server(cluster.node('a').environment);
- * await cluster.scheduler.runUntil(server.ready(), 10_000);
- * cluster.network.partition('a', 'b');
- * cluster.node('b').kill();
- * cluster.node('b').restart();
- * ```
  */
 import type { Environment } from '../base/environment.ts';
 import { assert, HoldfastError } from '../base/errors.ts';
@@ -22,11 +13,13 @@ import { Trace, type TraceOptions } from './trace.ts';
 /** Machines have been up for different times: monotonic clocks of two machines have nothing in common. */
 const UPTIME_MAX_MS = 1e9;
 
+/** What a simulated process is given in place of `systemEnvironment`. */
 export interface SimulatedEnvironment extends Environment {
   readonly clock: SimulatedClock;
   readonly random: SimulatedRandom;
 }
 
+/** A machine of the cluster, which runs one process at a time. */
 export class SimulatedNode {
   readonly name: string;
   readonly #cluster: SimulatedCluster;
@@ -47,6 +40,7 @@ export class SimulatedNode {
     return this.#environment;
   }
 
+  /** The process that runs now, or ran last. */
   get process(): SimulatedProcess {
     return this.#process;
   }
@@ -73,11 +67,13 @@ export class SimulatedNode {
     return this.#environment;
   }
 
+  /** As SIGSTOP: the machine goes on, the process does not. */
   pause(): void {
     this.#cluster.network.note(`pause ${this.name}`);
     this.#process.pause();
   }
 
+  /** As SIGCONT. */
   resume(): void {
     this.#cluster.network.note(`resume ${this.name}`);
     this.#process.resume();
@@ -96,6 +92,7 @@ export class SimulatedNode {
   }
 }
 
+/** The seed that decides everything, the machines' names, the links between them. */
 export interface SimulatedClusterOptions {
   readonly seed: number;
   readonly names: readonly string[];
@@ -103,6 +100,18 @@ export interface SimulatedClusterOptions {
   readonly trace?: TraceOptions;
 }
 
+/**
+ * A cluster in virtual time.
+ *
+ * ```ts
+ * const cluster = new SimulatedCluster({ seed: 42, names: ['a', 'b'] });
+ * const server = new Server(cluster.node('a').environment);
+ * await cluster.scheduler.runUntil(server.ready(), 10_000);
+ * cluster.network.partition('a', 'b');
+ * cluster.node('b').kill();
+ * cluster.node('b').restart();
+ * ```
+ */
 export class SimulatedCluster {
   readonly seed: number;
   readonly scheduler = new Scheduler();
@@ -120,6 +129,7 @@ export class SimulatedCluster {
     for (const name of options.names) this.#nodes.set(name, new SimulatedNode(this, name));
   }
 
+  /** The machine of that name. Throws ERR_HOLDFAST_BAD_ARGUMENT if there is none. */
   node(name: string): SimulatedNode {
     const node = this.#nodes.get(name);
     if (node === undefined)
@@ -127,6 +137,7 @@ export class SimulatedCluster {
     return node;
   }
 
+  /** All machines, in the order of their names' list. */
   nodes(): SimulatedNode[] {
     return [...this.#nodes.values()];
   }

@@ -27,6 +27,7 @@ import { type Change, SimulatedMedia } from './simulated-media.ts';
 /** Least and most, in milliseconds; each request's time is drawn evenly from between. */
 export type LatencyRange = readonly [leastMs: number, mostMs: number];
 
+/** Size, speed and cache of a simulated disk. */
 export interface SimulatedDiskOptions {
   /** The world's, not one process's: a disk goes on when a process stands still. */
   readonly clock: Clock;
@@ -43,6 +44,7 @@ export interface SimulatedDiskOptions {
   readonly cacheBytes?: number;
 }
 
+/** How a process opens a simulated disk. */
 export interface SimulatedOpenOptions {
   readonly readOnly?: boolean;
   /** How an answer reaches the process that opens: now, later or never. Default: now. */
@@ -61,6 +63,10 @@ interface PendingRequest {
   readonly change: Change | undefined;
 }
 
+/**
+ * A disk in virtual time that does what real ones may: requests overtake each other, completed writes sit in a volatile
+ * cache, a power cut keeps, loses or tears each of them. It outlives the processes that open it, one at a time.
+ */
 export class SimulatedDisk {
   readonly name: string;
   readonly geometry: Geometry;

@@ -57,6 +57,7 @@ export interface LinkOptions {
   readonly splitRate: number;
 }
 
+/** A link that is slow, as all are, and loses nothing. */
 export const FAULTLESS_LINK: LinkOptions = {
   delayMinMs: 0.05,
   delayMaxMs: 0.2,
@@ -97,6 +98,7 @@ type Arrival =
   | { readonly kind: 'data'; readonly bytes: Uint8Array }
   | { readonly kind: 'end'; readonly error: Error | undefined };
 
+/** The network between simulated machines: streams that are delayed, cut, reset, or blocked one way. */
 export class SimulatedNetwork {
   readonly scheduler: Scheduler;
   readonly random: SimulatedRandom;
@@ -143,6 +145,7 @@ export class SimulatedNetwork {
     this.link(from, to).blocked = true;
   }
 
+  /** Ends a `block`: what waited arrives, in order. */
   unblock(from: string, to: string): void {
     this.note(`unblock ${from} > ${to}`);
     const link = this.link(from, to);
@@ -158,6 +161,7 @@ export class SimulatedNetwork {
     this.block(b, a);
   }
 
+  /** Unblocks both directions. */
   heal(a: string, b: string): void {
     this.unblock(a, b);
     this.unblock(b, a);
@@ -188,16 +192,18 @@ export class SimulatedNetwork {
     else this.#machinesDown.delete(machine);
   }
 
+  /** True while the machine has no power. */
   machineIsDown(machine: string): boolean {
     return this.#machinesDown.has(machine);
   }
 
-  /** What the machine does when a process of its own has died: ports are free, connections are reset. */
+  /** What the machine does when a process of its own has died: ports are free, connections are reset. @internal */
   processDied(process: SimulatedProcess): void {
     for (const [key, listener] of this.#listeners) if (listener.process === process) this.#listeners.delete(key);
     for (const end of [...this.#ends]) if (end.process === process) end.ownerDied();
   }
 
+  /** @internal */
   link(from: string, to: string): Link {
     const key = `${from} > ${to}`;
     let link = this.#links.get(key);
@@ -208,18 +214,19 @@ export class SimulatedNetwork {
     return link;
   }
 
+  /** @internal */
   note(line: string): void {
     this.trace.add(`${this.scheduler.nowMs} ${line}`);
   }
 
-  /** When what is sent now arrives, in microseconds of the scheduler. */
+  /** When what is sent now arrives, in microseconds of the scheduler. @internal */
   arrivalUs(link: Link, byteCount: number): number {
     const { delayMinMs, delayMaxMs, bytesPerMs } = link.options;
     link.freeAtUs = Math.max(this.scheduler.nowUs, link.freeAtUs) + Math.ceil((byteCount / bytesPerMs) * 1000);
     return link.freeAtUs + Math.ceil(this.random.between(delayMinMs, delayMaxMs) * 1000);
   }
 
-  /** Runs `deliver` at the other machine at that time, or once the direction is not blocked. */
+  /** Runs `deliver` at the other machine at that time, or once the direction is not blocked. @internal */
   deliverAt(link: Link, atUs: number, deliver: () => void): void {
     const arrive = (): void => {
       if (link.blocked) link.held.push(arrive);
@@ -233,15 +240,18 @@ export class SimulatedNetwork {
     this.scheduler.schedule(atUs - this.scheduler.nowUs, arrive);
   }
 
+  /** @internal */
   send(from: string, to: string, deliver: () => void): void {
     const link = this.link(from, to);
     this.deliverAt(link, this.arrivalUs(link, 0), deliver);
   }
 
+  /** @internal */
   remember(end: SimulatedConnection): void {
     this.#ends.add(end);
   }
 
+  /** @internal */
   forget(end: SimulatedConnection): void {
     this.#ends.delete(end);
   }

@@ -28,6 +28,10 @@ function rotateLeft(word: number, bits: number): number {
   return (word << bits) | (word >>> (32 - bits));
 }
 
+/**
+ * Seeded randomness: xoshiro128** (Blackman and Vigna, 2018), its state filled from the seed by splitmix32. A stream
+ * depends on its seed and label alone.
+ */
 export class SimulatedRandom implements Random {
   readonly #seed: number;
   #a: number;

@@ -10,6 +10,7 @@ import type { SimulatedRandom } from './simulated-random.ts';
 /** The unit of the histories: requests cover whole units, and the disks never tear one. */
 export const UNIT_BYTES = 512;
 
+/** All kinds of fault that a simulation can inject. */
 export const FAULT_KINDS = [
   'kill',
   'kill-both',
@@ -42,6 +43,7 @@ export const FAULT_KINDS = [
   'voter-slow',
   'voter-partition',
 ] as const;
+/** One of `FAULT_KINDS`. */
 export type FaultKind = (typeof FAULT_KINDS)[number];
 
 /** What the volume holds when it is created. */
@@ -53,6 +55,7 @@ export type Content =
   /** Data on the first: zeros are a value then, and can be written. */
   | 'filled';
 
+/** What the clients of a simulation do. */
 export interface ClientPlan {
   readonly clients: number;
   /** Requests that each has under way at a time. */
@@ -74,6 +77,10 @@ export interface ClientPlan {
   readonly hugeMost: number;
 }
 
+/**
+ * What a seed draws before anything runs: sizes, speeds, the kinds of fault. Many kinds are left out of each ("Swarm
+ * testing", ISSTA 2012).
+ */
 export interface SimulationPlan {
   readonly onLostPeer: OnLostPeer;
   readonly content: Content;

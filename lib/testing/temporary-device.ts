@@ -4,12 +4,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type OpenDeviceOptions, type OpenedDevice, openDevice } from '../storage/open-device.ts';
 
+/** A device over a file in a folder of its own, which goes with it. */
 export interface TemporaryDevice extends AsyncDisposable {
   readonly device: OpenedDevice;
   /** The file; to be opened again once `device` is closed. */
   readonly path: string;
 }
 
+/** Size and place of a temporary device, and how it is opened. */
 export interface TemporaryDeviceOptions extends Omit<OpenDeviceOptions, 'create' | 'readOnly'> {
   /** A multiple of 4096. Sparse: only what is written takes space. */
   readonly sizeBytes: number;

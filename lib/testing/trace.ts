@@ -10,11 +10,13 @@
 const FNV_PRIME = 0x01000193;
 const LANE_SEEDS = [0x811c9dc5, 0x9747b28c] as const;
 
+/** How much of a trace is kept. */
 export interface TraceOptions {
   /** How many of the last lines are kept. Default 200; 0: the hash alone. */
   readonly keepLines?: number;
 }
 
+/** What happened in a simulation: a hash over all lines, so that two runs compare by one word, and the last lines. */
 export class Trace {
   readonly #kept: string[] = [];
   readonly #keepLines: number;
@@ -26,10 +28,12 @@ export class Trace {
     this.#keepLines = options.keepLines ?? 200;
   }
 
+  /** Lines so far. */
   get count(): number {
     return this.#count;
   }
 
+  /** Adds a line to the hash, and to those kept. */
   add(line: string): void {
     this.#mixText(line);
     if (this.#keepLines > 0) this.#keep(line);

@@ -2,7 +2,7 @@ import { mkdir, mkdtemp, rename, rm, stat, symlink, writeFile } from 'node:fs/pr
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { blockIdentity, deviceIdentity } from '../../lib/storage/identity.ts';
+import { blockIdentity, deviceIdentity, deviceIdentityAmong } from '../../lib/storage/identity.ts';
 
 let folder = '';
 beforeEach(async () => {
@@ -100,10 +100,10 @@ test('a file on a disk that udev does not know is known by the disk', async () =
   const minor = (dev & 0xffn) | ((dev >> 12n) & ~0xffn);
   const sys = join(folder, 'sys');
   const places = { sys, byUuid: join(folder, 'none') };
-  expect(await deviceIdentity(path, places)).toMatchObject({ id: `file:dev=${dev}:inode=${ino}`, stable: false });
+  expect(await deviceIdentityAmong(places, path)).toMatchObject({ id: `file:dev=${dev}:inode=${ino}`, stable: false });
   await mkdir(join(sys, 'dev/block'), { recursive: true });
   await symlink(await device('vda', { serial: 'disk-17' }), join(sys, `dev/block/${major}:${minor}`));
-  expect(await deviceIdentity(path, places)).toMatchObject({
+  expect(await deviceIdentityAmong(places, path)).toMatchObject({
     id: `file:on=serial::disk-17:inode=${ino}`,
     stable: true,
   });
