@@ -132,7 +132,7 @@ export interface NativeRing {
 export interface NativeDigest {
   /**
    * The digest of each block, one after the other, off the event loop; the last block may be short. `bytes` are over
-   * shared memory and stand still until it has settled. Throws EOPNOTSUPP as `code` if it is not available.
+   * shared memory and stand still until it has settled. Throws as `code` EOPNOTSUPP if it is not available, ENOMEM.
    */
   digestBlocks(
     algorithm: string,

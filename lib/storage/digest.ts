@@ -39,6 +39,9 @@ export const digestAlgorithms = Object.keys(digestBytes) as readonly DigestAlgor
 /** The length of a key for those that take one. */
 export const digestKeyBytes = 32;
 
+/** Of all results of one call, in bytes. */
+const resultsBytesMax = 2 ** 32;
+
 export function isKeyed(algorithm: DigestAlgorithm): boolean {
   return algorithm === 'gmac' || algorithm === 'blake2b';
 }
@@ -71,7 +74,8 @@ export function checkDigest(algorithm: DigestAlgorithm, key: Uint8Array | undefi
  * The digest of each block of `blockBytes` bytes, one after the other; the last block may be short. CRCs are computed
  * at once, digests off the event loop: the bytes stand still until then.
  *
- * @throws HoldfastError as `checkDigest`.
+ * @throws HoldfastError as `checkDigest`; ERR_HOLDFAST_BAD_ARGUMENT if a block cannot have that length, or the results are
+ *   more than 4 GiB; ERR_HOLDFAST_MEMORY_EXHAUSTED if there is no memory for them.
  */
 export async function digestBlocks(
   bytes: Uint8Array,
@@ -83,7 +87,22 @@ export async function digestBlocks(
   if (algorithm === 'crc32c') return new Uint8Array(crc32cBlocks(bytes, blockBytes).buffer);
   if (!Number.isSafeInteger(blockBytes) || blockBytes < 1)
     throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `a block has at least one byte, not ${blockBytes}`);
-  return native().digest.digestBlocks(algorithm, key, untransferable(bytes), blockBytes);
+  const resultsBytes = Math.ceil(bytes.byteLength / blockBytes) * digestBytes[algorithm];
+  if (resultsBytes > resultsBytesMax)
+    throw new HoldfastError(
+      'ERR_HOLDFAST_BAD_ARGUMENT',
+      `the digests of ${bytes.byteLength} bytes in blocks of ${blockBytes} are ${resultsBytes} bytes, more than 4 GiB; ` +
+        'use larger blocks, or fewer at once',
+    );
+  try {
+    return await native().digest.digestBlocks(algorithm, key, untransferable(bytes), blockBytes);
+  } catch (cause) {
+    if ((cause as { code?: unknown }).code === 'ENOMEM')
+      throw new HoldfastError('ERR_HOLDFAST_MEMORY_EXHAUSTED', `no memory for ${resultsBytes} bytes of digests`, {
+        cause,
+      });
+    throw new HoldfastError('ERR_HOLDFAST_INTERNAL', `OpenSSL failed to compute a ${algorithm}`, { cause });
+  }
 }
 
 /** Memory that nobody can take away while a thread reads it: a copy, unless it is shared memory already. */

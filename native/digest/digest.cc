@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <memory>
+#include <new>
 #include <utility>
 
 #include "support/napi_support.h"
@@ -26,7 +27,9 @@ class BlocksWork final : public support::Work {
         bytes_(bytes),
         block_bytes_(block_bytes),
         result_size_((bytes.length + block_bytes - 1) / block_bytes * digest_->size()),
-        result_(new uint8_t[result_size_]) {}
+        result_(new (std::nothrow) uint8_t[result_size_]) {}
+
+  bool has_memory() const { return result_ != nullptr; }
 
   void Execute() override {
     if (!digest_->Blocks(bytes_.data, bytes_.length, block_bytes_, result_.get())) Fail(EIO, "OpenSSL");
@@ -63,8 +66,9 @@ Napi::Value DigestBlocks(const Napi::CallbackInfo& info) {
   }
   std::unique_ptr<Digest> digest = MakeDigest(algorithm);
   if (digest == nullptr) return support::ThrowErrno(env, EOPNOTSUPP, "digestBlocks");
-  return support::Work::Start(
-      std::make_unique<BlocksWork>(env, std::move(digest), info[2].As<Napi::Object>(), bytes, block_bytes));
+  auto work = std::make_unique<BlocksWork>(env, std::move(digest), info[2].As<Napi::Object>(), bytes, block_bytes);
+  if (!work->has_memory()) return support::ThrowErrno(env, ENOMEM, "digestBlocks");
+  return support::Work::Start(std::move(work));
 }
 
 // isAvailable(algorithm, key): boolean

@@ -123,3 +123,8 @@ test('what makes no sense is refused', async () => {
   await expect(digestBlocks(bytes, 4096, 'blake2b', key.subarray(1))).rejects.toEqual(refusal);
   await expect(digestBlocks(bytes, 4096, 'blake2b', pattern(33, 1))).rejects.toEqual(refusal);
 });
+
+test('more results than memory can hold are refused: the process goes on', async () => {
+  const bytes = new Uint8Array(new SharedArrayBuffer(2 ** 30));
+  await expect(digestBlocks(bytes, 1, 'sha256')).rejects.toEqual(code('ERR_HOLDFAST_BAD_ARGUMENT'));
+});
