@@ -244,7 +244,8 @@ export class Region implements AsyncDisposable {
    * a new view from then on, and the old one has no bytes. Does nothing if the region is as long already. What is asked
    * for at once is done, and fails, as one.
    *
-   * @throws HoldfastError as `openRegion` does, with nothing changed.
+   * @throws HoldfastError as `openRegion` does, with nothing changed; but if the disk failed to take what was written
+   *   before, every later persist fails.
    */
   async grow(sizeBytes: number): Promise<void> {
     this.#checkOpen();

@@ -132,9 +132,19 @@ Failure Mapping::Size(const Options& options, bool created) {
     if (ftruncate(fd, status.st_size) != 0) return {errno, "ftruncate"};
     return {error, "fallocate"};
   }
-  if (fsync(fd) != 0) return {errno, "fsync"};
+  const Failure failure = SyncFile();
+  if (failure.error != 0) return failure;
   size_ = rounded;
   return created ? SyncFolder(options.path) : Failure{};
+}
+
+// In turn with Persist: it could be this one that the kernel tells of a page that it has lost.
+Failure Mapping::SyncFile() {
+  const std::lock_guard<std::mutex> turn(syncs_->mutex);
+  if (syncs_->error != 0) return {syncs_->error, "an earlier sync"};
+  if (fsync(file_->fd()) == 0) return {};
+  syncs_->error = errno;
+  return {syncs_->error, "fsync"};
 }
 
 Failure Mapping::Map(bool any_means, Means means) {
@@ -178,7 +188,7 @@ Failure Mapping::Persist(size_t offset, size_t length) {
     return {};
   }
   const std::lock_guard<std::mutex> turn(syncs_->mutex);
-  if (syncs_->error != 0) return {syncs_->error, "an earlier msync"};
+  if (syncs_->error != 0) return {syncs_->error, "an earlier sync"};
   if (length == 0) return {};
   const size_t start = offset / PageBytes() * PageBytes();
   if (msync(data_ + start, offset + length - start, MS_SYNC) == 0) return {};

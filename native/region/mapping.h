@@ -6,8 +6,8 @@
 //   would be SIGBUS). Its length and, if it is new, its name are durable before Open returns.
 // - The file is locked against mappings of it by others from Open to ReleaseFile (flock: advisory). A mapping can have
 //   longer successors, which share its lock.
-// - A failed sync is never retried: Persist of the file's mappings fails for ever after it, because the kernel has
-//   marked those pages clean.
+// - A failed sync, also one for a length, is never retried: Persist of the file's mappings fails for ever after it,
+//   because the kernel has marked those pages clean.
 #pragma once
 
 #include <cstddef>
@@ -87,6 +87,7 @@ class Mapping {
   };
 
   Failure Size(const Options& options, bool created);
+  Failure SyncFile();
   Failure Map(bool any_means, Means means);
   bool FlushesCaches() const { return means_ != Means::kMsync; }
 

@@ -1,4 +1,5 @@
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -14,6 +15,18 @@
 #include "test/check.h"
 
 using namespace holdfast::region;
+
+namespace {
+
+int fsync_error = 0;
+
+}  // namespace
+
+// In this program fsync can be told to fail: no disk that is easily had does.
+extern "C" int fsync(int fd) {
+  errno = fsync_error;
+  return fsync_error == 0 ? static_cast<int>(syscall(SYS_fsync, fd)) : -1;
+}
 
 namespace {
 
@@ -129,6 +142,20 @@ TEST("a mapping that cannot grow leaves the file as it was") {
   CHECK(stat(folder.File().c_str(), &status) == 0 && status.st_size == 4096);
   mapping.data()[4095] = 1;
   CHECK(mapping.Persist(0, 4096).error == 0);
+}
+
+TEST("a page that is found lost while a mapping grows is not persisted by a later call") {
+  Folder folder;
+  Mapping::Options options = OfSize(folder, 4096);
+  options.any_means = false;
+  Mapping mapping;
+  CHECK(mapping.Open(options).error == 0);
+  mapping.data()[0] = 1;
+  fsync_error = EIO;
+  CHECK(mapping.Successor()->OpenGrown(8192, 1 << 30).error == EIO);
+  fsync_error = 0;
+  CHECK(mapping.Persist(0, 4096).error == EIO);
+  CHECK(mapping.Successor()->OpenGrown(8192, 1 << 30).error == EIO);
 }
 
 TEST("a mapping goes by the means that it is told, or is refused") {
