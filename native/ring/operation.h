@@ -95,9 +95,10 @@ struct Operation {
   uint32_t done = 0;    // bytes already moved: a short completion goes on from here
   int32_t result = 0;
   bool busy = false;
-  // Of a write with a flush behind it, in an engine's hands: completions still to come, and those that are here.
+  // Of a write with a flush behind it, in an engine's hands: completions still to come, whether the flush may have begun
+  // before the write was done, and the completions that are here.
   uint8_t parts = 0;
-  bool written = false;
+  bool apart = false;
   int32_t write_result = 0;
   int32_t flush_result = 0;
   uint32_t delays = 0;    // how often the kernel has put it off

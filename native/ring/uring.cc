@@ -336,7 +336,7 @@ void Uring::Prepare(Operation* operation) {
   if (operation->kind != Kind::kWriteThenFlush) return;
   entry->flags |= IOSQE_IO_LINK;
   operation->parts = 2;
-  operation->written = false;
+  operation->apart = false;
   PrepareFlush(operation);
 }
 
@@ -386,7 +386,16 @@ void Uring::Submit(const timespec* limit) {
     if (taken == -EAGAIN || taken == -EBUSY || taken == 0) return;
     if (taken < 0) return FailPending(taken);
     pending_ -= static_cast<uint32_t>(taken);
+    if (pending_ > 0) NoteApart();
   }
+}
+
+// The kernel was short of memory between two entries. A link does not reach over that.
+void Uring::NoteApart() {
+  const uint64_t mark = entries_[(tail_ - pending_) & submission_mask_].user_data;
+  if ((mark & kFlushMark) == 0) return;
+  Operation* operation = &operations_[static_cast<uint32_t>(mark)];
+  operation->apart = operation->parts == 2;
 }
 
 // The kernel refuses the ring itself (a sandbox was closed behind us). What it has not taken is taken back and fails.
@@ -458,13 +467,7 @@ Operation* Uring::Complete(uint64_t mark, int32_t value) {
   Operation* operation = &operations_[static_cast<uint32_t>(mark)];
   const bool flushed = (mark & kFlushMark) != 0;
   if (operation->kind == Kind::kWriteThenFlush) {
-    if (flushed) {
-      // One that went before its write has flushed nothing of it: the kernel took the two apart.
-      operation->flush_result = operation->written ? value : -ECANCELED;
-    } else {
-      operation->write_result = value;
-      operation->written = true;
-    }
+    (flushed ? operation->flush_result : operation->write_result) = value;
     return --operation->parts == 0 ? CompleteBoth(operation) : nullptr;
   }
   if (flushed) {
@@ -474,18 +477,23 @@ Operation* Uring::Complete(uint64_t mark, int32_t value) {
   return GoOn(operation, Advance(operation, value));
 }
 
-// A write that is not whole breaks the link, and both go again.
+// A write that is not whole breaks the link, and both go again. A flush that failed never does: the device tells it once.
 Operation* Uring::CompleteBoth(Operation* operation) {
+  if (operation->flush_result < 0 && operation->flush_result != -ECANCELED) {
+    operation->result = operation->flush_result;
+    return operation;
+  }
   if (operation->done < operation->length) {
     const Progress progress = Advance(operation, operation->write_result);
     if (progress != Progress::kOver || operation->result != 0) return GoOn(operation, progress);
   }
-  if (operation->flush_result == -ECANCELED) {
+  if (operation->flush_result < 0 || operation->apart) {
     operation->parts = 1;
+    operation->apart = false;
     PrepareFlush(operation);
     return nullptr;
   }
-  operation->result = operation->flush_result < 0 ? operation->flush_result : 0;
+  operation->result = 0;
   return operation;
 }
 

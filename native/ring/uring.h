@@ -72,6 +72,7 @@ class Uring final : public Engine {
   Operation* GoOn(Operation* operation, Progress progress);
   // With a limit it waits for the first completion too.
   void Submit(const timespec* limit);
+  void NoteApart();
   void FailPending(int32_t error);
   void Quiet(bool quiet);
   bool MoreToDo() const;
