@@ -10,6 +10,8 @@ import type { ScanEngine, ScanPlan } from './scan-plan.ts';
 
 /** What a rate may make up for after a delay. */
 const burstMs = 50;
+/** Then it looks again: timers do not take any time. */
+const sleepMaxMs = 60_000;
 
 /** When the next bytes may be read, so that no more than a rate is. */
 class Pacer {
@@ -37,10 +39,10 @@ class Pacer {
     this.#nextMs = Math.max(this.#nextMs, this.#clock.nowMs() - burstMs) + bytes * this.#msPerByte;
   }
 
-  /** Waits until bytes may be read, or until it is woken. */
+  /** Waits until bytes may be read, a minute at most, or until it is woken. */
   async sleep(): Promise<void> {
     await new Promise<void>((resume) => {
-      this.#sleeper = { timer: this.#clock.setTimer(this.delayMs(), resume), resume };
+      this.#sleeper = { timer: this.#clock.setTimer(Math.min(sleepMaxMs, this.delayMs()), resume), resume };
     });
     this.#sleeper = undefined;
   }

@@ -114,7 +114,7 @@ for (const engine of engines) {
         for await (const batch of scan) blocks += batch.blocks;
         return blocks;
       })();
-      await vi.waitFor(() => expect(scan.progress().doneBytes).toBeGreaterThan(0));
+      await vi.waitFor(() => expect(scan.progress().doneBytes).toBeGreaterThan(0), { timeout: 20_000 });
       await new Promise((resolve) => setTimeout(resolve, 100));
       expect(scan.progress().doneBytes).toBeLessThan(sizeBytes / 2);
       expect(scan.progress().remainingMs).toBeGreaterThan(0);
@@ -241,6 +241,27 @@ describe('a scan of a device without a file', () => {
     // The last piece need not be waited for, and a delay may be made up for once.
     expect(nowMs).toBeGreaterThan(11_800);
     expect(nowMs).toBeLessThanOrEqual(12_000);
+  });
+
+  test('a rate so low that no timer lasts as long is waited for in parts', async () => {
+    const controller = new AbortController();
+    const delays: number[] = [];
+    let nowMs = 0;
+    const clock = {
+      nowMs: () => nowMs,
+      wallMs: () => nowMs,
+      setTimer(delayMs: number, callback: () => void) {
+        delays.push(delayMs);
+        if (delays.length === 3) controller.abort();
+        nowMs += delayMs;
+        queueMicrotask(callback);
+        return { cancel: () => {} };
+      },
+    };
+    const device = new MemoryDevice({ sizeBytes: 32 * mebibyte });
+    const scan = scanDevice(device, { bytesPerSecond: 0.01, signal: controller.signal, clock });
+    await expect(scan[Symbol.asyncIterator]().next()).rejects.toEqual(code('ERR_HOLDFAST_ABORTED'));
+    expect(delays).toEqual([60_000, 60_000, 60_000]);
   });
 
   test('cancelled while it waits for its rate', async () => {
