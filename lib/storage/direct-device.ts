@@ -36,6 +36,7 @@ import {
   errnoName,
   type MemoryPiece,
   maxPieces,
+  maxRequestBytes,
   type Ring,
   RingOperation,
   type RingOptions,
@@ -449,20 +450,25 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
     buffers: readonly Uint8Array[],
   ): Iterable<{ length: number; pieces: MemoryPiece[] } | { length: number; pieces: undefined; buffer: Uint8Array }> {
     let pieces: MemoryPiece[] = [];
+    let together = 0;
     for (const buffer of buffers) {
       const length = buffer.byteLength;
       if (length === 0) continue;
       const arena = arenaOf(buffer);
       const arenaOffset = arena === undefined ? -1 : buffer.byteOffset - arena.start;
       const reachable = arena !== undefined && (arenaOffset & this.#memoryMask) === 0;
-      if (pieces.length > 0 && (!reachable || pieces.length === maxPieces)) {
-        yield { length: lengthOf(pieces), pieces };
+      const isFull = pieces.length === maxPieces || together + length > maxRequestBytes;
+      if (pieces.length > 0 && (!reachable || isFull)) {
+        yield { length: together, pieces };
         pieces = [];
+        together = 0;
       }
-      if (reachable) pieces.push({ arena: this.#ring.arenaIndex(arena), arenaOffset, length });
-      else yield { length, pieces: undefined, buffer };
+      if (reachable) {
+        pieces.push({ arena: this.#ring.arenaIndex(arena), arenaOffset, length });
+        together += length;
+      } else yield { length, pieces: undefined, buffer };
     }
-    if (pieces.length > 0) yield { length: lengthOf(pieces), pieces };
+    if (pieces.length > 0) yield { length: together, pieces };
   }
 
   #sendPieces(
@@ -741,10 +747,6 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
 const assumedBlockBytes = 4096;
 const plainBlockBytes = 512;
 const preferredIoBytes = 128 * 1024;
-
-function lengthOf(pieces: readonly MemoryPiece[]): number {
-  return pieces.reduce((sum, piece) => sum + piece.length, 0);
-}
 
 function badArgument(message: string): HoldfastError {
   return new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', message);

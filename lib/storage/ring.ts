@@ -91,6 +91,7 @@ export interface MemoryPiece {
 
 /** In one request. */
 export const maxPieces = 64;
+export const maxRequestBytes = 2 ** 32 - 1;
 
 /** One request: a record that its owner fills in, keeps and may use again once it has settled. */
 export abstract class RingRequest {
@@ -103,7 +104,7 @@ export abstract class RingRequest {
   /** Index of the arena in this ring, and the place in it. */
   arena = 0;
   arenaOffset = 0;
-  /** Memory that is scattered, instead; at most `maxPieces`, whose lengths add up to `length`. */
+  /** Memory that is scattered, instead; at most `maxPieces`, whose lengths add up to `length`, at most `maxRequestBytes`. */
   pieces: readonly MemoryPiece[] | undefined = undefined;
   /** Kept by the ring: the operation that it is, while it is in flight. */
   id = -1;

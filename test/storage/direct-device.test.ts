@@ -353,6 +353,7 @@ describe('what the operating system says becomes an error that names what to do'
   class AnsweringRing {
     answer = 0;
     readonly sent: number[] = [];
+    readonly lengths: number[] = [];
     addFile(): number {
       return 0;
     }
@@ -367,13 +368,14 @@ describe('what the operating system says becomes an error that names what to do'
     }
     submit(request: RingRequest): boolean {
       this.sent.push(request.operation);
+      this.lengths.push(request.length);
       const { answer } = this;
       queueMicrotask(() => request.settle(answer));
       return true;
     }
   }
 
-  async function openAnswering({ direct = true, flushesForFua = false } = {}) {
+  async function openAnswering({ direct = true, flushesForFua = false, sizeBytes = mebibyte } = {}) {
     const path = freshPath();
     await (await openDirectDevice(path, { create: { sizeBytes: mebibyte } })).close();
     const ring = new AnsweringRing();
@@ -388,7 +390,7 @@ describe('what the operating system says becomes an error that names what to do'
         memoryAlignmentBytes: 512,
         flushesForFua,
         geometry: {
-          sizeBytes: mebibyte,
+          sizeBytes,
           logicalBlockBytes: 512,
           physicalBlockBytes: 4096,
           optimalIoBytes: 4096,
@@ -507,6 +509,16 @@ describe('what the operating system says becomes an error that names what to do'
     expect(device.stats()).toMatchObject({ writes: 1, writtenBytes: 512 });
     ring.answer = -os.EIO;
     await expect(device.write(0, block, { fua: true })).rejects.toMatchObject({ code: 'ERR_HOLDFAST_FLUSH_FAILED' });
+    await device.close();
+  });
+
+  test('scattered memory of 4 GiB and more goes in several operations', async () => {
+    const { device, ring } = await openAnswering({ sizeBytes: 2 ** 33 });
+    const arenaBytes = 2 ** 26;
+    const memory = new IoMemory({ arenaBytes, totalBytes: arenaBytes });
+    const { bytes } = memory.lease(arenaBytes);
+    await device.readVectored(4096, new Array<Buffer>(64).fill(bytes));
+    expect(ring.lengths).toEqual([63 * arenaBytes, arenaBytes]);
     await device.close();
   });
 
