@@ -29,7 +29,7 @@ import type {
 } from './block-device.ts';
 import { blockFolder } from './identity.ts';
 import { InFlight, type WatchedWriter, watchedWrite } from './in-flight.ts';
-import { arenaOf, type IoLease, IoMemory } from './io-memory.ts';
+import { arenaOf, type IoArena, type IoLease, IoMemory } from './io-memory.ts';
 import type { IoStatistics } from './io-statistics.ts';
 import {
   type EngineReport,
@@ -277,7 +277,7 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
 
   async #flushNow(): Promise<void> {
     if (this.#flushFailure !== undefined) throw this.#flushFailed();
-    await this.#send(RingOperation.flush, 0, 0, 0, 0, undefined);
+    await this.#send(RingOperation.flush, 0, 0);
   }
 
   async discard(offset: number, length: number, options?: IoOptions): Promise<void> {
@@ -390,28 +390,22 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
     over: () => void = nothing,
   ): Promise<void> {
     const length = buffer.byteLength;
+    let request: DeviceRequest | undefined;
     try {
       this.#admit(operation, offset, length, signal);
+      if (length > 0) request = this.#requestAtOnce(operation, offset, buffer);
     } catch (error) {
       over();
       return Promise.reject(error);
+    }
+    if (request !== undefined) {
+      request.over = over;
+      return this.#submit(request, signal);
     }
     if (length === 0) {
       this.#count(operation, 0);
       over();
       return Promise.resolve();
-    }
-    const arena = arenaOf(buffer);
-    if (arena !== undefined) {
-      const at = buffer.byteOffset - arena.start;
-      if ((at & this.#memoryMask) === 0)
-        return this.#send(operation, offset, length, this.#ring.arenaIndex(arena), at, signal, over);
-    }
-    const lease = length <= pieceBytes ? copyMemory().tryLease(length) : undefined;
-    if (lease !== undefined) {
-      const request = this.#copyRequest(operation, offset, buffer, lease);
-      request.over = over;
-      return this.#submit(request, signal);
     }
     const later =
       length > pieceBytes
@@ -419,6 +413,22 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
         : this.#copyLater(operation, offset, buffer, signal);
     if (over !== nothing) later.then(over, over);
     return later;
+  }
+
+  /** A request on the memory itself, if the device can reach it, or on a copy; undefined if that has to be waited for. */
+  #requestAtOnce(operation: number, offset: number, buffer: Uint8Array): DeviceRequest | undefined {
+    const length = buffer.byteLength;
+    const arena = arenaOf(buffer);
+    const at = arena === undefined ? -1 : buffer.byteOffset - arena.start;
+    if (arena !== undefined && (at & this.#memoryMask) === 0) {
+      const index = this.#ring.arenaIndex(arena);
+      const request = this.#newRequest(operation, offset, length);
+      request.arena = index;
+      request.arenaOffset = at;
+      return request;
+    }
+    const lease = length <= pieceBytes ? copyMemory().tryLease(length) : undefined;
+    return lease === undefined ? undefined : this.#copyRequest(operation, offset, buffer, lease);
   }
 
   async #vectored(
@@ -485,13 +495,24 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
 
   #copyRequest(operation: number, offset: number, buffer: Uint8Array, lease: IoLease): DeviceRequest {
     const arena = arenaOf(lease.bytes)!;
+    const index = this.#indexOrRelease(lease, arena);
     const request = this.#newRequest(operation, offset, buffer.byteLength);
-    request.arena = this.#ring.arenaIndex(arena);
+    request.arena = index;
     request.arenaOffset = lease.bytes.byteOffset - arena.start;
     request.lease = lease;
     if (operation === RingOperation.read) request.target = buffer;
     else lease.bytes.set(buffer);
     return request;
+  }
+
+  /** Releases the lease if the ring cannot know its memory. */
+  #indexOrRelease(lease: IoLease, arena: IoArena): number {
+    try {
+      return this.#ring.arenaIndex(arena);
+    } catch (error) {
+      lease.release();
+      throw error;
+    }
   }
 
   async #copyLater(
@@ -586,7 +607,7 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
     if (this.#unsupported.has(operation)) return false;
     for (let done = 0; done < length; done += rangeStepBytes) {
       try {
-        await this.#send(operation, offset + done, Math.min(rangeStepBytes, length - done), 0, 0, undefined);
+        await this.#send(operation, offset + done, Math.min(rangeStepBytes, length - done));
       } catch (error) {
         if (!isHoldfastError(error, 'ERR_HOLDFAST_NOT_SUPPORTED')) throw error;
         this.#unsupported.add(operation);
@@ -615,20 +636,9 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
 
   // ── One operation ────────────────────────────────────────────────────────────────────────────────────────────────
 
-  #send(
-    operation: number,
-    offset: number,
-    length: number,
-    arena: number,
-    arenaOffset: number,
-    signal: AbortSignal | undefined,
-    over: () => void = nothing,
-  ): Promise<void> {
-    const request = this.#newRequest(operation, offset, length);
-    request.arena = arena;
-    request.arenaOffset = arenaOffset;
-    request.over = over;
-    return this.#submit(request, signal);
+  /** Of an operation without memory. */
+  #send(operation: number, offset: number, length: number): Promise<void> {
+    return this.#submit(this.#newRequest(operation, offset, length), undefined);
   }
 
   #newRequest(operation: number, offset: number, length: number): DeviceRequest {

@@ -2,6 +2,7 @@ import { mkdtemp, open, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { HoldfastError } from '../../lib/base/errors.ts';
 import { DirectDevice, type DirectDeviceOptions, openDirectDevice } from '../../lib/storage/direct-device.ts';
 import { IoMemory } from '../../lib/storage/io-memory.ts';
 import { type Ring, RingOperation, type RingRequest } from '../../lib/storage/ring.ts';
@@ -358,8 +359,10 @@ describe('what the operating system says becomes an error that names what to do'
       return 0;
     }
     removeFile(): void {}
+    knowsMemory = true;
     arenaIndex(): number {
-      return 0;
+      if (this.knowsMemory) return 0;
+      throw new HoldfastError('ERR_HOLDFAST_MEMORY_EXHAUSTED', 'too many arenas');
     }
     admit(): void {}
     cancel(): void {}
@@ -519,6 +522,18 @@ describe('what the operating system says becomes an error that names what to do'
     const { bytes } = memory.lease(arenaBytes);
     await device.readVectored(4096, new Array<Buffer>(64).fill(bytes));
     expect(ring.lengths).toEqual([63 * arenaBytes, arenaBytes]);
+    await device.close();
+  });
+
+  test("a write whose memory the ring cannot know fails, and stands in nobody's way", async () => {
+    const { device: core, ring } = await openAnswering();
+    const device = new UnalignedDevice(core);
+    const leased = new IoMemory().lease(512).bytes;
+    ring.knowsMemory = false;
+    for (const bytes of [block, leased])
+      await expect(device.write(0, bytes)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_MEMORY_EXHAUSTED' });
+    ring.knowsMemory = true;
+    await device.write(1, new Uint8Array(10));
     await device.close();
   });
 
