@@ -191,6 +191,7 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
   /** Told when it is being closed. */
   readonly #borrowers = new Set<() => void>();
   #closing: Promise<void> | undefined;
+  #lastStatistics: IoStatistics | undefined;
   #flushFailure: HoldfastError | undefined;
   readonly #flushes = new SharedRun(() => this.#flushNow());
   /** Range operations that the device has been found not to do. */
@@ -307,7 +308,7 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
 
   /** What the ring has counted of this device's operations: how many, how long, how many at once. */
   ioStatistics(): IoStatistics {
-    return this.#ring.fileStatistics(this.#slot);
+    return this.#lastStatistics ?? this.#ring.fileStatistics(this.#slot);
   }
 
   close(): Promise<void> {
@@ -342,6 +343,8 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
   async #close(): Promise<void> {
     for (const onClosing of this.#borrowers) onClosing();
     await this.#inFlight.drained();
+    // The place in the ring is another file's next.
+    this.#lastStatistics = this.#ring.fileStatistics(this.#slot);
     this.#ring.removeFile(this.#slot);
     await this.#opened.handle.close();
   }

@@ -208,6 +208,16 @@ describe.each(engines)('with the engine %s', (engine) => {
     expect(writes.quantileNs(1)).toBe(writes.maxNs);
   });
 
+  test("what a device has done is still told when it is closed, and its place in the ring is another one's", async () => {
+    const device = await makeDevice({ engine, capacity: 31 });
+    await device.write(0, pattern(4096, 1));
+    await device.close();
+    await using other = await makeDevice({ engine, capacity: 31 });
+    await other.write(0, pattern(8192, 1));
+    await other.write(0, pattern(8192, 1));
+    expect(device.ioStatistics().writes).toMatchObject({ operations: 1, bytes: 4096 });
+  });
+
   test('a request that is waited for without the loop has the same outcome, and the loop still gets its turn', async () => {
     await using device = await makeDevice({ engine, pollMicroseconds: 500 });
     const bytes = pattern(4096, 1);
@@ -359,6 +369,7 @@ describe('what the operating system says becomes an error that names what to do'
       return 0;
     }
     removeFile(): void {}
+    fileStatistics(): void {}
     knowsMemory = true;
     arenaIndex(): number {
       if (this.knowsMemory) return 0;
