@@ -142,7 +142,7 @@ describe('scan', () => {
       if (stderr === '') child.kill('SIGINT');
       stderr += text;
     });
-    const [status] = await once(child, 'exit');
+    const [status] = await once(child, 'close');
     expect(status).toBe(130);
     expect(stderr).toMatch(/the scan was stopped; 0 B of 64 MiB are done, --offset 0 goes on from there/);
   });

@@ -75,7 +75,7 @@ test('bench --compare that is stopped while fio runs gives what it has', async (
   const children = () => readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
   await vi.waitFor(() => expect(children()).not.toBe(''), { timeout: 60_000, interval: 100 });
   child.kill('SIGINT');
-  const [status] = await once(child, 'exit');
+  const [status] = await once(child, 'close');
   expect(status).toBe(130);
   expect(JSON.parse(stdout).requests).toBeGreaterThan(0);
 });
