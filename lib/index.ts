@@ -66,6 +66,13 @@ export type {
   WriteOptions,
   WriteZeroesOptions,
 } from './storage/block-device.ts';
+export type { CopyMethod } from './storage/copy-end.ts';
+export {
+  type CopyProgress,
+  type CopyRangeOptions,
+  type CopyRangeResult,
+  copyRange,
+} from './storage/copy-range.ts';
 export {
   type DigestAlgorithm,
   digestAlgorithms,

@@ -28,6 +28,47 @@ export interface NativeChecksum {
   selectKernel(name: string): boolean;
 }
 
+/** native/copy. Off the event loop. Errors carry an errno's name as `code`. */
+export interface NativeCopy {
+  /** Lets the target share the source's blocks (FICLONERANGE), all of the range; the number is its length. */
+  cloneRange(
+    sourceFd: number,
+    sourceOffset: number,
+    targetFd: number,
+    targetOffset: number,
+    length: number,
+  ): Promise<number>;
+  /** copy_file_range(2), once: may copy less than `length`, or nothing. */
+  copyFileRange(
+    sourceFd: number,
+    sourceOffset: number,
+    targetFd: number,
+    targetOffset: number,
+    length: number,
+  ): Promise<number>;
+  /** Writes what is cached of the range to the device, and drops it from the cache. */
+  dropCache(fd: number, offset: number, length: number): Promise<void>;
+  /** One SCSI command through SG_IO, with data one way: at most 64 KiB. */
+  scsi(
+    fd: number,
+    cdb: Uint8Array,
+    dataToSend: Uint8Array,
+    bytesToReceive: number,
+    timeoutMs: number,
+  ): Promise<NativeScsiResult>;
+}
+
+export interface NativeScsiResult {
+  /** The device's: 0 is GOOD, 2 CHECK CONDITION (see `sense`). */
+  status: number;
+  /** The adapter's and the kernel's: not 0 if it is not known what became of the command. */
+  hostStatus: number;
+  driverStatus: number;
+  sense: Uint8Array;
+  /** What the device sent, no more. */
+  data: Uint8Array;
+}
+
 /** native/identify. Errors carry an errno's name as `code`. */
 export interface NativeIdentify {
   /** Blocks a thread of the pool, not the loop. `libraryMissing` is empty, or says why libblkid cannot be used. */
@@ -206,6 +247,7 @@ export interface NativeRingState {
 
 export interface NativeAddon {
   readonly checksum: NativeChecksum;
+  readonly copy: NativeCopy;
   readonly digest: NativeDigest;
   readonly identify: NativeIdentify;
   readonly region: NativeRegion;

@@ -12,6 +12,7 @@
 #include <napi.h>
 
 #include "checksum/checksum.h"
+#include "copy/copy.h"
 #include "digest/digest.h"
 #include "identify/identify.h"
 #include "region/region.h"
@@ -28,6 +29,7 @@ Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
     exports.Set(name, folder);
   };
   add_folder("checksum", holdfast::checksum::Register);
+  add_folder("copy", holdfast::copy::Register);
   add_folder("digest", holdfast::digest::Register);
   add_folder("identify", holdfast::identify::Register);
   add_folder("region", holdfast::region::Register);

@@ -31,6 +31,7 @@ import { blockFolder } from './identity.ts';
 import { InFlight, type WatchedWriter, watchedWrite } from './in-flight.ts';
 import { arenaOf, type IoArena, type IoLease, IoMemory } from './io-memory.ts';
 import type { IoStatistics } from './io-statistics.ts';
+import { type FileUse, type LocalFile, useFile } from './local-file.ts';
 import {
   type EngineReport,
   errnoName,
@@ -300,6 +301,14 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
     });
     this.#stats.writes++;
     this.#stats.writtenBytes += length;
+  }
+
+  /** @internal */
+  async [useFile]<T>(use: FileUse, work: (file: LocalFile) => Promise<T>): Promise<T> {
+    const operation = use.changes ? RingOperation.write : RingOperation.read;
+    this.#admit(operation, use.offset, use.length, undefined);
+    const { handle, isBlockDevice, direct } = this.#opened;
+    return this.#inFlight.hold(() => work({ fd: handle.fd, isBlockDevice, direct }));
   }
 
   stats(): DeviceStats {

@@ -19,10 +19,10 @@ export class InFlight {
   }
 
   /** Counts until the work is over. */
-  async hold(work: () => Promise<void>): Promise<void> {
+  async hold<T>(work: () => Promise<T>): Promise<T> {
     this.enter();
     try {
-      await work();
+      return await work();
     } finally {
       this.leave();
     }

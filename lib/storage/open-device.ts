@@ -9,6 +9,7 @@ import {
   openDirectDevice,
 } from './direct-device.ts';
 import type { IoStatistics } from './io-statistics.ts';
+import { type FileUse, type LocalFile, useFile } from './local-file.ts';
 import { UnalignedDevice } from './unaligned.ts';
 
 /** How a device or file is opened. */
@@ -22,6 +23,11 @@ export class OpenedDevice extends UnalignedDevice implements FileLender {
   constructor(direct: DirectDevice) {
     super(direct);
     this.#direct = direct;
+  }
+
+  /** @internal */
+  [useFile]<T>(use: FileUse, work: (file: LocalFile) => Promise<T>): Promise<T> {
+    return this.useWhole(use.offset, use.length, use.changes, () => this.#direct[useFile](use, work));
   }
 
   /** Which engine serves it and whether past the page cache, with the reasons. */

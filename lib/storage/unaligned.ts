@@ -182,6 +182,19 @@ export class UnalignedDevice implements BlockDevice, VectoredDevice {
     return this.#count(this.#core.writeZeroes(offset, length, options));
   }
 
+  /** For work on whole blocks past `write`: keeps the order with writes of parts of them. */
+  protected async useWhole<T>(offset: number, length: number, changes: boolean, use: () => Promise<T>): Promise<T> {
+    if (this.#closing !== undefined) throw this.#closedError();
+    if (!changes) return use();
+    let result: { readonly value: T } | undefined;
+    const change = async (): Promise<void> => {
+      result = { value: await use() };
+    };
+    await (this.#locking ? this.#lockedWrite(offset, length, undefined, change) : this.#count(change()));
+    assert(result !== undefined, 'a change that has succeeded has a result');
+    return result.value;
+  }
+
   /** May go straight to the core. Once closing, nothing may: what else comes is refused where it is looked at. */
   #isWhole(offset: number, length: number): boolean {
     return this.#closing === undefined && isAligned(offset, length, this.#blockBytes);

@@ -29,6 +29,7 @@ const allowedOutside: readonly { readonly path: string; readonly reach: readonly
   { path: 'base/random.ts', reach: ['node:crypto random'], why: 'the real randomness' },
   { path: 'base/system-network.ts', reach: ['node:net', 'node:tls', 'node:fs', 'time'], why: 'the real network' },
   { path: 'native.ts', reach: ['node:fs'], why: 'finds the addon' },
+  { path: 'storage/copy-end.ts', reach: ['node:fs'], why: 'asks what a file or disk is' },
   { path: 'storage/direct-device.ts', reach: ['node:fs'], why: 'opens devices' },
   { path: 'storage/ring.ts', reach: ['node:fs'], why: 'reads the sysctl that explains a refusal of io_uring' },
   { path: 'storage/open-device.ts', reach: ['node:fs'], why: 'opens devices' },
