@@ -55,19 +55,21 @@ type Place = Pick<CopyEnd, 'unit' | 'startBytes' | 'fileSystem' | 'scsi'>;
 
 async function describeFile({ fd }: LocalFile): Promise<Place> {
   const { dev, ino } = await statOf(fd, { bigint: true });
-  const { bsize, type } = await statfs(`/proc/self/fd/${fd}`);
-  const fileSystem = { id: String(dev), blockBytes: bsize, served: servedTypes.has(type) };
+  // Where /proc is not mounted nothing is known of it, and the ring is left.
+  const found = await statfs(`/proc/self/fd/${fd}`).catch(() => undefined);
+  const fileSystem = found && { id: String(dev), blockBytes: found.bsize, served: servedTypes.has(found.type) };
   return { unit: `file ${dev}:${ino}`, startBytes: 0, fileSystem, scsi: false };
 }
 
 async function describeDisk({ fd }: LocalFile): Promise<Place> {
   const { rdev } = await statOf(fd, { bigint: true });
-  const folder = await realpath(blockFolder('/sys', rdev));
+  const shown = blockFolder('/sys', rdev);
+  const folder = await realpath(shown).catch(() => shown);
   const start = await attribute(`${folder}/start`);
   // Only a partition has a start, and its disk is the folder around it.
   const disk = start === undefined ? folder : dirname(folder);
   const scsi = basename(await readlink(`${disk}/device/subsystem`).catch(() => '')) === 'scsi';
-  const unit = `disk ${(await attribute(`${disk}/dev`)) ?? rdev}`;
+  const unit = `disk ${(await attribute(`${disk}/dev`)) ?? basename(shown)}`;
   return { unit, startBytes: Number(start ?? 0) * sectorBytes, fileSystem: undefined, scsi };
 }
 
