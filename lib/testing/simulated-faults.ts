@@ -231,8 +231,9 @@ export class Faults {
     const { process } = server.node;
     const endMs = scheduler.nowMs + stillMs + this.#leases(0.05, 1);
     network.afterNextArrival(server.other.name, server.name, () => {
-      // The end of another fault can bring what has arrived.
-      if (process.alive && process.paused && !this.#isHealing) this.#cut(WAYS, endMs - scheduler.nowMs);
+      // What arrives may be brought by the end of another fault, or be late itself.
+      const isStunned = process.alive && process.paused && !this.#isHealing && scheduler.nowMs < endMs;
+      if (isStunned) this.#cut(WAYS, endMs - scheduler.nowMs);
     });
   }
 
