@@ -93,7 +93,7 @@ export type { IoStatistics, OperationStatistics } from './storage/io-statistics.
 export { MemoryDevice, type MemoryDeviceOptions } from './storage/memory-device.ts';
 export { type OpenDeviceOptions, OpenedDevice, openDevice } from './storage/open-device.ts';
 export { openRegion, type PersistMeans, type Region, type RegionOptions, regionBytesMax } from './storage/region.ts';
-export type { EngineName, EngineReport, RingOptions } from './storage/ring.ts';
+export type { EngineName, EngineReport, RingOptions, RingStatistics } from './storage/ring.ts';
 export {
   type DeviceScan,
   type ScanBatch,

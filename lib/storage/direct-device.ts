@@ -42,6 +42,7 @@ import {
   RingOperation,
   type RingOptions,
   RingRequest,
+  type RingStatistics,
   resultEndedEarly,
   sharedRing,
 } from './ring.ts';
@@ -318,6 +319,11 @@ export class DirectDevice implements BlockDevice, VectoredDevice, WatchedWriter,
   /** What the ring has counted of this device's operations: how many, how long, how many at once. */
   ioStatistics(): IoStatistics {
     return this.#lastStatistics ?? this.#ring.fileStatistics(this.#slot);
+  }
+
+  /** What the ring has counted that it shares with the other devices of this thread that were opened with its settings. */
+  ringStatistics(): RingStatistics {
+    return this.#ring.statistics();
   }
 
   close(): Promise<void> {

@@ -10,6 +10,7 @@ import {
 } from './direct-device.ts';
 import type { IoStatistics } from './io-statistics.ts';
 import { type FileUse, type LocalFile, useFile } from './local-file.ts';
+import type { RingStatistics } from './ring.ts';
 import { UnalignedDevice } from './unaligned.ts';
 
 /** How a device or file is opened. */
@@ -43,6 +44,11 @@ export class OpenedDevice extends UnalignedDevice implements FileLender {
   /** What has been counted of the operations on it: how many, how long, how many at once. */
   ioStatistics(): IoStatistics {
     return this.#direct.ioStatistics();
+  }
+
+  /** What the ring has counted that it shares with the other devices of this thread that were opened with its settings. */
+  ringStatistics(): RingStatistics {
+    return this.#direct.ringStatistics();
   }
 }
 

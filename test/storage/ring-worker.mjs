@@ -109,6 +109,19 @@ async function close(engine) {
   console.log(JSON.stringify({ before, after: await settled() }));
 }
 
+/** Reads and writes through leased memory, and tells what became of the memory. */
+async function lock(engine, path) {
+  const device = await openDevice(path, { engine, create: { sizeBytes } });
+  const { bytes } = ioMemory().lease(4096);
+  bytes.fill(7);
+  await device.write(8192, bytes);
+  bytes.fill(0);
+  await device.read(8192, bytes);
+  const { arenasRegistered, arenasRefused, arenasRefusedReason } = device.ringStatistics();
+  console.log(JSON.stringify({ read: bytes[4095], arenasRegistered, arenasRefused, arenasRefusedReason }));
+  await device.close();
+}
+
 /** Bytes of the heap that each operation took, of several goes the one that took least. Without --expose-gc it fails. */
 async function bytesEach(run, operations) {
   let least = Number.POSITIVE_INFINITY;
@@ -188,7 +201,7 @@ async function requestsWithCallbacks(engine, path, bytes) {
 
 if (isMainThread) {
   const [what, engine, path] = process.argv.slice(2);
-  await { denied, idle, terminate, close, verify, allocations }[what](engine, path);
+  await { denied, idle, terminate, close, verify, lock, allocations }[what](engine, path);
 } else {
   await load(workerData);
 }

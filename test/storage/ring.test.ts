@@ -163,6 +163,22 @@ test('a ring counts what it does, over all files', async () => {
   ring.close();
 });
 
+// In a user namespace nobody is above the limit.
+test.runIf(engines.includes('io_uring') && canLayFiles())(
+  'memory that may not be locked serves as well, and the refusal is told',
+  async () => {
+    const path = join(folder, 'lock');
+    const unlocked = ['--memlock=65536', 'unshare', '--user', '--map-root-user'];
+    const { stdout } = await run('prlimit', [...unlocked, process.execPath, program, 'lock', 'io_uring', path]);
+    expect(JSON.parse(stdout)).toEqual({
+      read: 7,
+      arenasRegistered: 0,
+      arenasRefused: 1,
+      arenasRefusedReason: expect.stringMatching(/ENOMEM; .*ulimit -l/),
+    });
+  },
+);
+
 describe.runIf(engines.includes('io_uring'))('io_uring on older kernels', () => {
   test.each(['deferred', 'cooperative', 'plain'])('serves the %s way', async (style) => {
     const path = join(folder, `style-${style}`);
