@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <cstdio>
 
 namespace holdfast::copy {
 namespace {
@@ -19,6 +20,8 @@ constexpr uint8_t kSenseBytesMax = 252;  // SPC-4, 4.5.1
 }  // namespace
 
 Failure CloneRange(const Range& range) {
+  // To the kernel it would mean: to the end of the file.
+  if (range.length == 0) return {EINVAL, "ioctl FICLONERANGE"};
   file_clone_range argument = {};
   argument.src_fd = range.source_fd;
   argument.src_offset = range.source_offset;
@@ -44,12 +47,23 @@ Failure CopyFileRange(const Range& range, uint64_t* copied) {
   }
 }
 
+// By an opening of its own: the kernel tells of a page that was lost once for each, and the next flush of the device
+// must still hear of it.
 Failure DropCache(int fd, uint64_t offset, uint64_t length) {
   constexpr unsigned kAll = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
   const off_t from = static_cast<off_t>(offset), bytes = static_cast<off_t>(length);
-  if (sync_file_range(fd, from, bytes, kAll) != 0) return {errno, "sync_file_range"};
-  const int error = posix_fadvise(fd, from, bytes, POSIX_FADV_DONTNEED);
-  return {error, "posix_fadvise"};
+  char path[32];
+  snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+  const int own = open(path, O_RDONLY | O_CLOEXEC);
+  if (own < 0) return {errno, "open"};
+  Failure failure = {};
+  if (sync_file_range(own, from, bytes, kAll) != 0) {
+    failure = {errno, "sync_file_range"};
+  } else {
+    failure = {posix_fadvise(own, from, bytes, POSIX_FADV_DONTNEED), "posix_fadvise"};
+  }
+  close(own);
+  return failure;
 }
 
 Failure RunScsi(int fd, ScsiCommand* command) {

@@ -69,7 +69,8 @@ TEST("what the kernel refuses has the errno") {
   uint64_t copied;
   CHECK(CopyFileRange({-1, 0, target.fd(), 0, 1}, &copied).error == EBADF);
   CHECK(CloneRange({-1, 0, target.fd(), 0, 4096}).error != 0);
-  CHECK(DropCache(-1, 0, 1).error == EBADF);
+  CHECK(DropCache(-1, 0, 1).error == ENOENT);
+  CHECK(CloneRange({source.fd(), 0, target.fd(), 0, 0}).error == EINVAL);
   CHECK(DropCache(target.fd(), 0, 4096).error == 0);
   ScsiCommand command;
   command.cdb = {0x12, 0, 0, 0, 36, 0};
