@@ -7,7 +7,7 @@
  * - a session with another incarnation of the peer: that one has died; it is superseded, and the new one accepted;
  * - a session with this incarnation that was heard within two heartbeats: refuse, the peer is just late to know of it;
  * - a session with this incarnation that has fallen silent: the peer has lost it already; supersede, and accept;
- * - an incarnation that was superseded before: two processes run under one name; refuse.
+ * - an incarnation that was superseded by the one in session: two processes run under one name; refuse.
  * The other end takes what the chooser accepts, in place of what it has.
  *
  * Invariants: at most one session, at most one dial; no dial while there is a session. Terminal state: stopped.
@@ -111,6 +111,8 @@ export class Link {
       case 'session-ended':
         if (this.#session?.connection !== event.connection) return [];
         this.#session = undefined;
+        // What has superseded others was perhaps the last word of a process that is dead, and came late.
+        this.#superseded.length = 0;
         this.#state = 'waiting';
         return [{ kind: 'dial-in', delayMs: backoffMs(0, event.jitter) }];
       case 'stop':

@@ -59,16 +59,27 @@ describe('the chooser, with a session of incarnation x on connection 1,', () => 
     expect(it.step(event)).toEqual(effects);
   });
 
-  test('refuses x for good once y has superseded it', () => {
+  test('refuses x, once y has superseded it, as long as y is in session', () => {
     const it = link();
     it.step({ kind: 'start' });
     it.step(established(1, 'x'));
     it.step(choose(2, 'y'));
     it.step(established(2, 'y'));
-    const refusal = [{ kind: 'refuse', connection: 3, reason: 'duplicate-name' }];
-    expect(it.step(choose(3, 'x'))).toEqual(refusal);
+    expect(it.step(choose(3, 'x'))).toEqual([{ kind: 'refuse', connection: 3, reason: 'duplicate-name' }]);
+    it.step({ kind: 'session-ended', connection: 1, jitter: 0 });
+    expect(it.step(choose(4, 'x'))).toEqual([{ kind: 'refuse', connection: 4, reason: 'duplicate-name' }]);
     it.step({ kind: 'session-ended', connection: 2, jitter: 0 });
-    expect(it.step(choose(3, 'x'))).toEqual(refusal);
+    expect(it.step(choose(5, 'x'))).toEqual([{ kind: 'accept', connection: 5 }]);
+  });
+
+  test('the last word of a dead process came late, superseded the new one, and shut it out for ever', () => {
+    const it = link();
+    it.step({ kind: 'start' });
+    it.step(established(1, 'new'));
+    it.step(choose(2, 'dead'));
+    it.step(established(2, 'dead'));
+    it.step({ kind: 'session-ended', connection: 2, jitter: 0 });
+    expect(it.step(choose(3, 'new'))).toEqual([{ kind: 'accept', connection: 3 }]);
   });
 });
 
