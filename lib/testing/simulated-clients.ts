@@ -19,8 +19,13 @@ const GIVEN_UP_MOST = 6;
 const HUGE_RATE = 0.05;
 /** What became of the request is not known. */
 const UNKNOWN = ['ERR_HOLDFAST_OUTCOME_UNKNOWN', 'ERR_HOLDFAST_CLOSED'] as const;
-/** These too, where devices fail. */
-const DEVICE_FAILURES = ['ERR_HOLDFAST_IO', 'ERR_HOLDFAST_DEVICE_FAILED', 'ERR_HOLDFAST_NO_SPACE'] as const;
+/** These too, where devices fail: the last one where the only good copy's hangs for longer than it may. */
+const DEVICE_FAILURES = [
+  'ERR_HOLDFAST_IO',
+  'ERR_HOLDFAST_DEVICE_FAILED',
+  'ERR_HOLDFAST_NO_SPACE',
+  'ERR_HOLDFAST_TIMEOUT',
+] as const;
 
 export class Clients {
   readonly #world: World;
