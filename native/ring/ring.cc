@@ -40,7 +40,7 @@ constexpr uint32_t kMaxFiles = 65536;
 constexpr uint32_t kMaxArenas = 65536;
 constexpr uint32_t kNoSlot = 0xffffffff;
 // Results a callback: small enough that new work reaches the device while the rest is still being answered.
-constexpr uint32_t kBatch = 16;
+constexpr uint32_t kBatch = 8;
 // Batches before the event loop gets its turn.
 constexpr uint32_t kRounds = 64;
 constexpr double kOffsetLimit = 9007199254740992.0;    // 2^53
