@@ -299,15 +299,21 @@ test('creating anew never lets an older record with a higher sequence come back'
   expect(words(await SuperblockPair.open(device, format, layout))).toBe('new');
 });
 
+/** Copies of several blocks, which a power cut tears. */
+const wide = { copyOffsets: [0, 16_384], copyBytes: 16_384 } as const;
+const record = (count: number) => new Uint8Array(10_000).fill(count);
+
+function simulated(seed: number) {
+  const scheduler = new Scheduler();
+  const clock = new SimulatedClock(scheduler, new SimulatedProcess('world'), 0);
+  const disk = new SimulatedDisk({ clock, random: new SimulatedRandom(seed), sizeBytes: 65_536 });
+  const done = <T>(promise: Promise<T>) => scheduler.runUntil(promise, 60_000);
+  return { random: new SimulatedRandom(seed, 'cut'), scheduler, disk, done };
+}
+
 test('through power cuts at any moment, what was acknowledged is there', async () => {
   for (let seed = 0; seed < 200; seed++) {
-    const random = new SimulatedRandom(seed, 'cut');
-    const scheduler = new Scheduler();
-    const clock = new SimulatedClock(scheduler, new SimulatedProcess('world'), 0);
-    const disk = new SimulatedDisk({ clock, random: new SimulatedRandom(seed), sizeBytes: 65_536 });
-    const wide = { copyOffsets: [0, 16_384], copyBytes: 16_384 } as const;
-    const record = (count: number) => new Uint8Array(10_000).fill(count);
-    const done = <T>(promise: Promise<T>) => scheduler.runUntil(promise, 60_000);
+    const { random, scheduler, disk, done } = simulated(seed);
     let pair = await done(SuperblockPair.create(disk.open(), format, wide, record(0)));
     let acknowledged = 0;
     let tried = 0;
@@ -338,13 +344,7 @@ test('through power cuts at any moment, what was acknowledged is there', async (
 
 test('the process is killed, and the power cut while the next one repairs: what that one had read was not durable', async () => {
   for (let seed = 0; seed < 300; seed++) {
-    const random = new SimulatedRandom(seed, 'cut');
-    const scheduler = new Scheduler();
-    const clock = new SimulatedClock(scheduler, new SimulatedProcess('world'), 0);
-    const disk = new SimulatedDisk({ clock, random: new SimulatedRandom(seed), sizeBytes: 65_536 });
-    const wide = { copyOffsets: [0, 16_384], copyBytes: 16_384 } as const;
-    const record = (count: number) => new Uint8Array(10_000).fill(count);
-    const done = <T>(promise: Promise<T>) => scheduler.runUntil(promise, 60_000);
+    const { random, scheduler, disk, done } = simulated(seed);
     const first = await done(SuperblockPair.create(disk.open(), format, wide, record(1)));
     void first.write(record(2));
     await scheduler.runFor(random.below(600) / 100);
