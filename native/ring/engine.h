@@ -46,6 +46,8 @@ class Engine {
   // that no descriptor will tell of: then Reap again.
   virtual void BeginReaping(bool) {}
   virtual bool EndReaping() { return false; }
+  // Whether Reap would find something, as far as a look at shared memory tells: cheap enough to be asked in a loop.
+  virtual bool Ready() const { return false; }
   // Takes up to `limit` results of operations that are over. Never blocks.
   virtual uint32_t Reap(Result* results, uint32_t limit) = 0;
   // Fills in the descriptors that are readable whenever Reap has something to do; returns how many.

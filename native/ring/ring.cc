@@ -43,6 +43,14 @@ constexpr uint32_t kNoSlot = 0xffffffff;
 constexpr uint32_t kBatch = 8;
 // Batches before the event loop gets its turn.
 constexpr uint32_t kRounds = 64;
+// With so many in flight the next result is near: to look out for it costs less than to be woken for it, here and at the
+// device's end. Each look has its limit, and a drain has one for all of them together; where looks come to take longer
+// than being woken costs, so many drains go by before it is tried again.
+constexpr uint32_t kLingerDepth = 8;
+constexpr uint64_t kLingerNs = 50'000;
+constexpr uint64_t kLingerDrainNs = 500'000;
+constexpr uint64_t kLingerMeanNs = 15'000;
+constexpr uint32_t kLingerPause = 256;
 constexpr double kOffsetLimit = 9007199254740992.0;    // 2^53
 
 constexpr napi_type_tag kHandleTag = {0x686f6c6466617374, 0x72696e6700000001};
@@ -117,6 +125,8 @@ class Ring {
   static void OnEnvironmentEnd(napi_async_cleanup_hook_handle hook, void* ring);
 
   void Drain();
+  bool Linger();
+  bool LingerPays();
   bool ReapOnce();
   uint32_t Collect();
   void TakeEntries(uint64_t wait_ns = 0);
@@ -148,6 +158,9 @@ class Ring {
   uint64_t batches_ = 0;
   uint64_t poll_ns_ = 0;
   uint32_t polled_rounds_ = 0;
+  uint64_t drain_begun_ns_ = 0;
+  uint64_t linger_mean_ns_ = 0;
+  uint32_t linger_pause_ = 0;
   uint32_t arenas_refused_ = 0;
   int arena_refusal_ = 0;
   bool loop_kept_alive_ = true;
@@ -260,18 +273,39 @@ void Ring::Cancel(uint32_t id) {
 void Ring::Drain() {
   if (draining_) return;
   draining_ = true;
+  drain_begun_ns_ = NowNs();
   polled_rounds_ = 0;
   engine_->BeginReaping(true);
   uint32_t round = 0;
   // What EndReaping sees may be stale: the kernel can raise its flag for work that an earlier round has already done.
   // So the last look decides, and it comes after the event is armed again: what it misses, the event tells.
   do {
-    while (round < kRounds && ReapOnce()) round++;
+    while (round < kRounds && (ReapOnce() || (Linger() && ReapOnce()))) round++;
   } while (engine_->EndReaping() && round++ < kRounds && ReapOnce());
   draining_ = false;
   if (round >= kRounds || engine_->Stalled()) engine_->Poke();
   KeepLoopAlive();
   if (closing_ && in_flight_ == 0) CloseHandles();
+}
+
+// Looks out for a result for a moment, if one is likely.
+bool Ring::Linger() {
+  if (in_flight_ < kLingerDepth || closing_ || !LingerPays()) return false;
+  const uint64_t begun_ns = NowNs();
+  const uint64_t until_ns = std::min(begun_ns + kLingerNs, drain_begun_ns_ + kLingerDrainNs);
+  uint64_t now_ns = begun_ns;
+  bool ready = engine_->Ready();
+  for (; !ready && now_ns < until_ns; now_ns = NowNs()) ready = engine_->Ready();
+  linger_mean_ns_ = (7 * linger_mean_ns_ + now_ns - begun_ns) / 8;
+  return ready;
+}
+
+bool Ring::LingerPays() {
+  if (linger_mean_ns_ <= kLingerMeanNs) return true;
+  if (++linger_pause_ < kLingerPause) return false;
+  linger_pause_ = 0;
+  linger_mean_ns_ = 0;
+  return true;
 }
 
 // False if there was nothing.

@@ -432,6 +432,10 @@ bool Uring::EndReaping() {
   if (style_ != Style::kDeferred) return false;
   // Sequentially consistent, here and in MoreToDo: the look comes after the kernel may tell us again.
   Quiet(false);
+  return Ready();
+}
+
+bool Uring::Ready() const {
   return MoreToDo() || __atomic_load_n(completion_tail_, __ATOMIC_SEQ_CST) != *completion_head_;
 }
 

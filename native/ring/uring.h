@@ -54,6 +54,7 @@ class Uring final : public Engine {
   void Poke() override { ranges_.Poke(); }
   void BeginReaping(bool told) override;
   bool EndReaping() override;
+  bool Ready() const override;
 
  private:
   bool Setup(uint32_t capacity, Style best, Failure* failure);
