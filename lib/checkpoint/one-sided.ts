@@ -43,6 +43,20 @@ export interface AddressRange {
   readonly lengthBytes: number;
 }
 
+/** What the manager gives to whom it lets in. Together with a session to the unit it makes a RegionAccess. */
+export interface AddressContext {
+  /** 32 hexadecimal digits. */
+  readonly region: string;
+  /** Name of the unit. */
+  readonly unit: string;
+  /** Of the region. */
+  readonly sizeBytes: number;
+  readonly range: AddressRange;
+  readonly rights: readonly Right[];
+  readonly key: AccessKey;
+  readonly epoch: number;
+}
+
 /**
  * A region, or a range of it, through one access key. Every command rejects with ERR_HOLDFAST_KEY_INVALID (unknown,
  * revoked, or of another connection: which, is not told), ERR_HOLDFAST_ACCESS (the key lacks the right),

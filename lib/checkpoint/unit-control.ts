@@ -36,8 +36,18 @@ export interface RevokedKeys {
   readonly region: string;
   readonly key?: AccessKey;
   readonly peer?: string;
+  /** Those of everybody else. */
+  readonly exceptPeer?: string;
   /** Those that carry this right. */
   readonly right?: Right;
+}
+
+/** Of a unit that its manager reaches over a session, and that may begin anew while the manager goes on. */
+export interface UnitApart {
+  /** Resolves when there is a session with the unit: only from then on its size and its records are known. */
+  ready(signal?: AbortSignal): Promise<void>;
+  /** Calls back when a unit that has no tables yet can be reached, the first time too. Must not throw. */
+  onAnew(listener: () => void): void;
 }
 
 export interface UnitControl {
@@ -47,7 +57,12 @@ export interface UnitControl {
   readonly means: PersistMeans;
   /** Where the manager keeps its records: physical bytes from 0 on, no extent reaches into it. A flush persists. */
   readonly records: BlockDevice;
-  /** Takes the place of all tables. The keys of regions that are gone, or no longer long enough, are revoked. */
+  /** Undefined if the unit lives and ends with its manager. */
+  readonly apart?: UnitApart;
+  /**
+   * Takes the place of all tables. The keys of regions that are gone, or no longer long enough, are revoked: resolves,
+   * as `revoke` does, when no command under them is running any more.
+   */
   install(tables: readonly TranslationTable[], signal?: AbortSignal): Promise<void>;
   /** ERR_HOLDFAST_PEER_LOST if the unit has no session with the peer; ERR_HOLDFAST_NOT_FOUND without such a table. */
   grant(grant: Grant, signal?: AbortSignal): Promise<void>;
@@ -56,4 +71,9 @@ export interface UnitControl {
    * nothing: a command either has ended before the answer, or fails.
    */
   revoke(keys: RevokedKeys, signal?: AbortSignal): Promise<number>;
+  /**
+   * The range reads as zeros, durably, when resolved. ERR_HOLDFAST_BUSY if a table maps some of it,
+   * ERR_HOLDFAST_OUT_OF_RANGE if it reaches into the records or beyond the memory.
+   */
+  erase(extent: Extent, signal?: AbortSignal): Promise<void>;
 }
