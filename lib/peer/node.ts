@@ -63,7 +63,8 @@ export interface PeerNodeOptions {
    * checksummed but neither encrypted nor signed; only for a cable that nobody else is on.
    */
   readonly link?: 'tls' | 'dedicated';
-  readonly listen: Address;
+  /** Without it the node only dials: enough where every peer has addresses. */
+  readonly listen?: Address;
   /** A peer without addresses is waited for. */
   readonly peers: readonly { readonly name: string; readonly addresses: readonly Address[] }[];
   readonly features?: readonly string[];
@@ -208,20 +209,23 @@ class Node implements PeerNode, PeerConnectionOwner {
     if (this.#state !== 'new')
       throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', 'a peer node starts once; make a new one');
     this.#state = 'started';
+    this.#listener = await this.#listen().catch((error) => {
+      if (this.#state === 'started') this.#state = 'new';
+      throw error;
+    });
+    if (this.#closing !== undefined) await this.#listener?.close();
+    else for (const peer of this.#peers.values()) this.#step(peer, { kind: 'start' });
+  }
+
+  async #listen(): Promise<Listener | undefined> {
     const { listen } = this.#options;
+    if (listen === undefined) return undefined;
     const maxConnections = SPARE_CONNECTIONS + CONNECTIONS_PER_PEER * this.#peers.size;
     const onRefused = (remote: string, claimed: string | undefined, error: Error): void =>
       this.#refused(remote, claimed, error);
     const psk = this.#psk === undefined ? {} : { psk: this.#psk };
-    const listener = await this.#environment.network
-      .listen(listen, { ...psk, maxConnections, onRefused }, (connection) => this.#adopt(connection, undefined))
-      .catch((error) => {
-        if (this.#state === 'started') this.#state = 'new';
-        throw error;
-      });
-    this.#listener = listener;
-    if (this.#closing !== undefined) await listener.close();
-    else for (const peer of this.#peers.values()) this.#step(peer, { kind: 'start' });
+    const options = { ...psk, maxConnections, onRefused };
+    return this.#environment.network.listen(listen, options, (connection) => this.#adopt(connection, undefined));
   }
 
   session(name: string): PeerSession | undefined {

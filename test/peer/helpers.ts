@@ -40,12 +40,20 @@ export interface TestNode {
 export function testNode(
   environment: Environment,
   name: string,
-  listen: Address,
+  listen: Address | undefined,
   peers: PeerNodeOptions['peers'],
   options: Partial<PeerNodeOptions> = {},
   prepare: (node: PeerNode) => void = echoes,
 ): TestNode {
-  const node = createPeerNode({ environment, name, clusterId: 'test', key: KEY, listen, peers, ...options });
+  const node = createPeerNode({
+    environment,
+    name,
+    clusterId: 'test',
+    key: KEY,
+    peers,
+    ...(listen && { listen }),
+    ...options,
+  });
   const ups: PeerSession[] = [];
   const downs: string[] = [];
   node.subscribe({

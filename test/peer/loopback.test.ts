@@ -57,6 +57,18 @@ describe.each(['tls', 'dedicated'] as const)('over a %s link', (link) => {
     expect(a.node.links()).toMatchObject([{ peer: 'b', state: 'Connected', problem: undefined }]);
   });
 
+  test('a node that only dials has its session, and begins anew after a break', async () => {
+    const address = await freePort();
+    const a = testNode(systemEnvironment, 'a', address, [{ name: 'b', addresses: [] }], { link });
+    const b = testNode(systemEnvironment, 'b', undefined, [{ name: 'a', addresses: [address] }], { link });
+    started.push(a, b);
+    await Promise.all([a.node.start(), b.node.start()]);
+    await expect.poll(() => b.node.session('a') && a.node.session('b'), PATIENCE).toBeDefined();
+    expect((await a.node.session('b')!.request(PING, 1)).control).toBe(2);
+    a.node.session('b')!.close('for the test');
+    await expect.poll(() => b.ups.length, PATIENCE).toBe(2);
+  });
+
   test('a wrong key is told on both sides, and nothing comes up', async () => {
     const { a, b } = await startPair({ link }, { link, key: Buffer.from('another key of 32 bytes ........') });
     for (const { node } of [a, b])
