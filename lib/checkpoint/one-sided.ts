@@ -14,7 +14,10 @@
 /** 128 random bits as 32 hexadecimal digits. Good for one connection only, and until it is revoked. */
 export type AccessKey = string;
 
-/** `read` also allows to watch, `write` also to persist and to compare and swap. */
+/**
+ * `read` also allows to watch and to persist: a reader makes durable what it has seen before it acts on it, or a power
+ * cut of the unit could take back what has had its effect. `write` also allows to persist and to compare and swap.
+ */
 export type Right = 'read' | 'write';
 
 export interface CommandOptions {
