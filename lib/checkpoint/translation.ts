@@ -254,6 +254,7 @@ export class TranslationTables {
       grant.region === keys.region &&
       (keys.key === undefined || grant.key === keys.key) &&
       (keys.peer === undefined || grant.peer === keys.peer) &&
+      grant.peer !== keys.exceptPeer &&
       (keys.right === undefined || grant.rights.includes(keys.right));
     const revoked = this.#voidWhere(fits);
     const running = [...this.#keys.values()].filter((entry) => entry.void && fits(entry));

@@ -172,6 +172,7 @@ describe('the end of a key', () => {
     ['all of a region', { region: A }, [false, false, true]],
     ['those with a right', { region: A, right: 'write' }, [false, true, true]],
     ['those of a peer', { region: A, peer: 'backup' }, [true, false, true]],
+    ['those of all others', { region: A, exceptPeer: 'primary' }, [true, false, true]],
     ['one', { region: A, key: id(4) }, [true, false, true]],
     ['one of another region', { region: B, key: id(4) }, [true, true, true]],
     ['those of a region that is not there', { region: id(6) }, [true, true, true]],
