@@ -297,16 +297,17 @@ export function checkInside(region: Region, range: AddressRange): void {
 /** Adds to what the peer may already do. @throws HoldfastError ERR_HOLDFAST_NO_SPACE if the list is full. */
 export function allowed(directory: Directory, region: Region, entry: AccessEntry): Directory {
   const isSame = (each: AccessEntry) => each.peer === entry.peer && sameRange(each.range, entry.range);
-  const before = region.access.find(isSame)?.rights ?? [];
-  const access = region.access.filter((each) => !isSame(each));
-  if (access.length >= ACCESS_ENTRIES_MAX)
+  const both = ({ rights }: AccessEntry) => ({ ...entry, rights: inOrder([...rights, ...entry.rights]) });
+  if (region.access.some(isSame)) {
+    const access = region.access.map((each) => (isSame(each) ? both(each) : each));
+    return changed(directory, region, { access });
+  }
+  if (region.access.length >= ACCESS_ENTRIES_MAX)
     throw new HoldfastError(
       'ERR_HOLDFAST_NO_SPACE',
       `the access list of ${region.name} has ${ACCESS_ENTRIES_MAX} entries, as many as can be; deny somebody first`,
     );
-  return changed(directory, region, {
-    access: [...access, { ...entry, rights: inOrder([...before, ...entry.rights]) }],
-  });
+  return changed(directory, region, { access: [...region.access, both(entry)] });
 }
 
 /** Takes the rights out of every entry of the peer that reaches into the range: rather too much than too little. */
