@@ -18,7 +18,14 @@ export const PLANTED_BUGS = [
   'yield-skipped',
 ] as const;
 
-export type PlantedBug = (typeof PLANTED_BUGS)[number];
+/** Of the mirrored region: the simulation of two memory units finds them. */
+export const PLANTED_REGION_BUGS = [
+  'acknowledged-before-swap',
+  'stale-leg-admitted',
+  'take-over-without-compare',
+] as const;
+
+export type PlantedBug = (typeof PLANTED_BUGS)[number] | (typeof PLANTED_REGION_BUGS)[number];
 
 let planted: PlantedBug | undefined;
 

@@ -1,0 +1,450 @@
+/**
+ * The writer of a mirrored region, pure: when a write is acknowledged, when a leg is out, how a take-over begins, how a
+ * leg comes back. mirrored-access.ts performs the effects, in their order. docs/mirrored-units.md has the rules in words.
+ *
+ * The register decides (mirror-standing.ts). It is the scheme of chain replication and of primary-backup with a
+ * configuration service: the copies that count are written down elsewhere, by compare-and-swap, before anything depends
+ * on it (R. van Renesse and F. Schneider, "Chain Replication for Supporting High Throughput and Availability", OSDI
+ * 2004, section 3; "Vertical Paxos and Primary-Backup Replication", Lamport, Malkhi and Zhou, PODC 2009).
+ *
+ * Invariants:
+ * - A store is acknowledged when every leg that the register names has it; also a leg that is about to be named.
+ * - Nothing is stored before the register names this writer; that is asked for only when the former writers' keys to
+ *   every leg in question are void, so that no store of theirs comes after it.
+ * - A leg joins only when it has all that its source has, durably, and every store that is acknowledged from now on.
+ * - Without a leg that is named and answers it ends: a leg that is not named is never taken instead.
+ * - One change of the register at a time, each carried through until its outcome is known.
+ */
+import { assert } from '../base/errors.ts';
+import { isPlanted } from '../base/planted-bug.ts';
+import {
+  BOTH_LEGS,
+  hasLeg,
+  LEGS,
+  type Leg,
+  type LegMask,
+  maskOf,
+  otherLeg,
+  type Standing,
+  withLeg,
+  withoutLeg,
+} from './mirror-standing.ts';
+
+/** Two that take over from each other again and again: one of them gives in. */
+const ATTEMPTS_MAX = 8;
+
+/**
+ * `asked`: a key with the right to write is asked for; no other one works from its answer on. `ready`: it is there, and
+ * nothing has been stored. `in`: has every acknowledged write. `broken`: as the register knows, it has; but it failed.
+ * `copying`: gets all stores, and the rest from the other leg. `persisting`: has been given all; what is acknowledged
+ * from now on is there too. `joining`: all is durable there. `out`: not named, does not answer.
+ */
+export type LegState = 'out' | 'asked' | 'ready' | 'in' | 'broken' | 'copying' | 'persisting' | 'joining';
+
+export type MirrorPhase = 'new' | 'reading' | 'taking-over' | 'claiming' | 'equalising' | 'serving' | 'ended';
+
+/** `fenced`: another writer has taken over. `no-copy`: no leg that is named answers. `contended`: others take over all the time. */
+export type MirrorEnd = 'fenced' | 'no-copy' | 'contended' | 'closed';
+
+export type MirrorEvent =
+  | { readonly kind: 'begin' }
+  /** Answer to `read-register`; undefined: nothing yet. */
+  | { readonly kind: 'stands'; readonly standing: Standing | undefined }
+  /** Answer to `take-over`, and to `reopen`. */
+  | { readonly kind: 'leg-opened'; readonly leg: Leg }
+  /** No answer to `take-over`, or a command has failed there. */
+  | { readonly kind: 'leg-failed'; readonly leg: Leg }
+  /** Answer to `swap`. */
+  | { readonly kind: 'swapped' }
+  | { readonly kind: 'swap-lost'; readonly current: Standing | undefined }
+  /** Answers to `copy` and `persist`. */
+  | { readonly kind: 'copied'; readonly leg: Leg }
+  | { readonly kind: 'persisted'; readonly leg: Leg }
+  /** Stores are numbered in the order in which they are sent. */
+  | { readonly kind: 'store'; readonly id: number }
+  | { readonly kind: 'stored'; readonly id: number; readonly leg: Leg }
+  | { readonly kind: 'close' };
+
+export type MirrorEffect =
+  | { readonly kind: 'read-register' }
+  | { readonly kind: 'take-over'; readonly leg: Leg }
+  /** `revoked`: where no former writer's command can store any more. */
+  | {
+      readonly kind: 'swap';
+      readonly expected: Standing | undefined;
+      readonly next: Standing;
+      readonly revoked: LegMask;
+    }
+  /** Makes `to` like `from`. `compare`: they differ in little. */
+  | { readonly kind: 'copy'; readonly from: Leg; readonly to: Leg; readonly compare: boolean }
+  | { readonly kind: 'persist'; readonly leg: Leg }
+  /** Tries until it has a key for rebuilding. */
+  | { readonly kind: 'reopen'; readonly leg: Leg }
+  | { readonly kind: 'send'; readonly id: number; readonly legs: LegMask }
+  /** To be sent only with the store on all these legs, as the register named them by then. */
+  | { readonly kind: 'acknowledge'; readonly id: number; readonly storedOn: LegMask; readonly named: Standing }
+  /** Stores are accepted from now on. */
+  | { readonly kind: 'serve'; readonly named: Standing }
+  /** Whatever is not acknowledged yet fails: it has happened, or not. */
+  | { readonly kind: 'end'; readonly why: MirrorEnd };
+
+interface PendingStore {
+  readonly id: number;
+  /** Legs that it was sent to and that have not answered. */
+  missing: LegMask;
+  /** Legs that have it. */
+  has: LegMask;
+  isAcknowledged: boolean;
+}
+
+interface Swap {
+  readonly expected: Standing | undefined;
+  readonly next: Standing;
+}
+
+export class MirrorWriter {
+  readonly #writer: string;
+  readonly #nonce: string;
+  readonly #legs: [LegState, LegState] = ['out', 'out'];
+  /** In the order of their ids, that is of being sent. */
+  readonly #stores = new Map<number, PendingStore>();
+  /** By leg: stores from this one on are acknowledged only with it there. */
+  readonly #joinsFrom: [number, number] = [0, 0];
+  readonly #isPersisted: [boolean, boolean] = [false, false];
+  #effects: MirrorEffect[] = [];
+  #phase: MirrorPhase = 'new';
+  #standing: Standing | undefined;
+  #swap: Swap | undefined;
+  #attempts = 0;
+  #nextId = 0;
+
+  /** `nonce`: 16 hexadecimal digits, random, new for each. */
+  constructor(writer: string, nonce: string) {
+    this.#writer = writer;
+    this.#nonce = nonce;
+  }
+
+  get phase(): MirrorPhase {
+    return this.#phase;
+  }
+
+  get legs(): readonly [LegState, LegState] {
+    return this.#legs;
+  }
+
+  /** The newest value that is known to have stood. */
+  get standing(): Standing | undefined {
+    return this.#standing;
+  }
+
+  /** A change of the register is under way. */
+  get isSwapping(): boolean {
+    return this.#swap !== undefined;
+  }
+
+  /** A leg that has all, to read from; undefined if there is none. */
+  get source(): Leg | undefined {
+    return LEGS.find((leg) => this.#legs[leg] === 'in');
+  }
+
+  step(event: MirrorEvent): readonly MirrorEffect[] {
+    this.#effects = [];
+    if (this.#phase !== 'ended') this.#take(event);
+    return this.#effects;
+  }
+
+  #take(event: MirrorEvent): void {
+    switch (event.kind) {
+      case 'begin':
+        assert(this.#phase === 'new', 'a writer begins once');
+        this.#phase = 'reading';
+        this.#effects.push({ kind: 'read-register' });
+        break;
+      case 'stands':
+        this.#takeOver(event.standing);
+        break;
+      case 'leg-opened':
+        this.#opened(event.leg);
+        break;
+      case 'leg-failed':
+        this.#failed(event.leg);
+        break;
+      case 'swapped':
+        this.#swapped();
+        break;
+      case 'swap-lost':
+        this.#swapLost(event.current);
+        break;
+      case 'copied':
+        this.#copied(event.leg);
+        break;
+      case 'persisted':
+        this.#persisted(event.leg);
+        break;
+      case 'store':
+        this.#store(event.id);
+        break;
+      case 'stored':
+        this.#stored(event.id, event.leg);
+        break;
+      case 'close':
+        this.#end('closed');
+    }
+  }
+
+  // Take-over
+
+  /** Asks for the legs that are named. The first time both have to be there: nobody knows yet which one would do. */
+  #takeOver(standing: Standing | undefined): void {
+    assert(this.#phase === 'reading' || this.#phase === 'claiming', 'the register was asked');
+    this.#attempts += 1;
+    if (this.#attempts > ATTEMPTS_MAX) {
+      this.#end('contended');
+      return;
+    }
+    this.#standing = standing;
+    this.#phase = 'taking-over';
+    for (const leg of LEGS) {
+      const isNamed = standing === undefined || hasLeg(standing.inSync, leg) || isPlanted('stale-leg-admitted');
+      this.#legs[leg] = isNamed ? 'asked' : 'out';
+      if (isNamed) this.#effects.push({ kind: 'take-over', leg });
+    }
+  }
+
+  #claim(): void {
+    if (this.#legs.includes('asked')) return;
+    const ready = this.#legsThat((state) => state === 'ready');
+    if (ready === 0 || (this.#standing === undefined && ready !== BOTH_LEGS)) {
+      this.#end('no-copy');
+      return;
+    }
+    this.#phase = 'claiming';
+    const next: Standing = {
+      epoch: (this.#standing?.epoch ?? 0) + 1,
+      inSync: ready,
+      equal: ready !== BOTH_LEGS,
+      writer: this.#writer,
+      nonce: this.#nonce,
+      change: 1,
+    };
+    this.#change(next, ready);
+  }
+
+  /** The register names this writer. What the one before had under way may lie on one leg only. */
+  #claimed({ inSync }: Standing): void {
+    this.#phase = 'equalising';
+    for (const leg of LEGS) if (hasLeg(inSync, leg) && this.#legs[leg] === 'ready') this.#legs[leg] = 'in';
+    if (this.#legs[0] !== 'in' || this.#legs[1] !== 'in') return;
+    if (isPlanted('take-over-without-compare')) {
+      this.#join(1);
+      return;
+    }
+    this.#legs[1] = 'copying';
+    this.#effects.push({ kind: 'copy', from: 0, to: 1, compare: true });
+  }
+
+  /** Stores are accepted once no leg is named that could differ. */
+  #serve(standing: Standing): void {
+    this.#phase = 'serving';
+    this.#effects.push({ kind: 'serve', named: standing });
+    for (const leg of LEGS) if (this.#legs[leg] === 'out') this.#effects.push({ kind: 'reopen', leg });
+  }
+
+  // Legs
+
+  #opened(leg: Leg): void {
+    if (this.#legs[leg] === 'asked') {
+      this.#legs[leg] = 'ready';
+      this.#claim();
+      return;
+    }
+    const from = this.source;
+    if (this.#phase !== 'serving' || this.#legs[leg] !== 'out' || from === undefined) return;
+    this.#legs[leg] = 'copying';
+    this.#effects.push({ kind: 'copy', from, to: leg, compare: false });
+  }
+
+  #failed(leg: Leg): void {
+    const state = this.#legs[leg];
+    if (state === 'out' || state === 'broken') return;
+    if (this.#phase === 'taking-over') {
+      this.#legs[leg] = 'out';
+      if (state === 'asked' || state === 'ready') this.#claim();
+      return;
+    }
+    const isNamed = this.#mayBeNamed(leg);
+    this.#legs[leg] = isNamed ? 'broken' : 'out';
+    for (const store of this.#stores.values()) store.missing = withoutLeg(store.missing, leg);
+    const other = otherLeg(leg);
+    // Before they are equal either will do: no more than what nobody was told about is on one leg alone.
+    if (this.#standing?.equal === false && this.#isNamed(other) && isBeingFilled(this.#legs[other])) {
+      this.#legs[other] = 'in';
+    }
+    if (!isNamed && this.#phase === 'serving') this.#effects.push({ kind: 'reopen', leg });
+    this.#decide();
+  }
+
+  #copied(leg: Leg): void {
+    if (this.#legs[leg] !== 'copying') return;
+    this.#legs[leg] = 'persisting';
+    this.#joinsFrom[leg] = this.#nextId;
+    this.#isPersisted[leg] = false;
+    this.#effects.push({ kind: 'persist', leg });
+  }
+
+  #persisted(leg: Leg): void {
+    if (this.#legs[leg] !== 'persisting') return;
+    this.#isPersisted[leg] = true;
+    this.#joinIfComplete(leg);
+  }
+
+  /** Stores from before have ended on both legs: what was acknowledged without it is there, or was copied. */
+  #joinIfComplete(leg: Leg): void {
+    if (this.#legs[leg] !== 'persisting' || !this.#isPersisted[leg]) return;
+    for (const { id, missing } of this.#stores.values()) {
+      if (id >= this.#joinsFrom[leg]) break;
+      if (missing !== 0) return;
+    }
+    this.#join(leg);
+  }
+
+  #join(leg: Leg): void {
+    this.#legs[leg] = 'joining';
+    this.#decide();
+  }
+
+  // The register
+
+  /** Changes what the register says, if it has to be changed; else goes on with what waited for it. */
+  #decide(): void {
+    if (this.#swap !== undefined || this.#phase === 'claiming' || this.#phase === 'ended') return;
+    const standing = this.#standing;
+    assert(standing !== undefined, 'a writer that has claimed knows what stands');
+    const usable = this.#legsThat((state, leg) => state !== 'broken' && hasLeg(standing.inSync, leg));
+    if (!LEGS.some((leg) => this.#isNamed(leg) && this.#legs[leg] === 'in')) {
+      this.#end('no-copy');
+      return;
+    }
+    const joining = this.#legsThat((state) => state === 'joining');
+    const inSync = (usable | joining) as LegMask;
+    const isFilling = !standing.equal && LEGS.some((leg) => isBeingFilled(this.#legs[leg]) && !hasLeg(joining, leg));
+    if (!isFilling && (inSync !== standing.inSync || !standing.equal)) {
+      this.#change({ ...standing, inSync, equal: true, change: standing.change + 1 }, inSync);
+    } else if (this.#phase === 'equalising' && standing.equal) {
+      this.#serve(standing);
+    }
+    this.#acknowledge();
+  }
+
+  #change(next: Standing, revoked: LegMask): void {
+    assert(this.#swap === undefined, 'one change of the register at a time');
+    this.#swap = { expected: this.#standing, next };
+    this.#effects.push({ kind: 'swap', expected: this.#standing, next, revoked });
+  }
+
+  #swapped(): void {
+    const { next } = this.#swap!;
+    this.#swap = undefined;
+    this.#standing = next;
+    if (this.#phase === 'claiming') this.#claimed(next);
+    for (const leg of LEGS) if (this.#legs[leg] === 'joining' && hasLeg(next.inSync, leg)) this.#legs[leg] = 'in';
+    this.#goOn();
+  }
+
+  /** What failed and is not named any more can be filled again. */
+  #goOn(): void {
+    for (const leg of LEGS) {
+      if (this.#legs[leg] !== 'broken' || this.#isNamed(leg)) continue;
+      this.#legs[leg] = 'out';
+      if (this.#phase === 'serving') this.#effects.push({ kind: 'reopen', leg });
+    }
+    this.#decide();
+  }
+
+  #swapLost(current: Standing | undefined): void {
+    this.#swap = undefined;
+    const isOwn = current !== undefined && this.#standing !== undefined && this.#isOwn(current);
+    if (this.#phase === 'claiming') this.#takeOver(current);
+    else if (!isOwn) this.#end('fenced');
+    else {
+      this.#standing = current;
+      this.#goOn();
+    }
+  }
+
+  #isOwn({ epoch, nonce }: Standing): boolean {
+    return epoch === this.#standing?.epoch && nonce === this.#nonce;
+  }
+
+  #isNamed(leg: Leg): boolean {
+    return this.#standing !== undefined && hasLeg(this.#standing.inSync, leg);
+  }
+
+  /** By what stands, or by the change that is under way. */
+  #mayBeNamed(leg: Leg): boolean {
+    return this.#isNamed(leg) || (this.#swap !== undefined && hasLeg(this.#swap.next.inSync, leg));
+  }
+
+  // Stores
+
+  #store(id: number): void {
+    assert(
+      this.#phase === 'serving' && id >= this.#nextId,
+      'stores are numbered in their order, once they are accepted',
+    );
+    this.#nextId = id + 1;
+    const legs = this.#legsThat((state) => state === 'in' || isBeingFilled(state));
+    this.#stores.set(id, { id, missing: legs, has: 0, isAcknowledged: false });
+    this.#effects.push({ kind: 'send', id, legs });
+  }
+
+  #stored(id: number, leg: Leg): void {
+    const store = this.#stores.get(id);
+    if (store === undefined || !hasLeg(store.missing, leg)) return;
+    store.missing = withoutLeg(store.missing, leg);
+    store.has = withLeg(store.has, leg);
+    this.#acknowledgeOne(store);
+    for (const filled of LEGS) this.#joinIfComplete(filled);
+  }
+
+  #acknowledge(): void {
+    for (const store of this.#stores.values()) this.#acknowledgeOne(store);
+  }
+
+  #acknowledgeOne(store: PendingStore): void {
+    const named = this.#standing!;
+    if (!store.isAcknowledged && this.#isOnAll(store, named)) {
+      store.isAcknowledged = true;
+      this.#effects.push({ kind: 'acknowledge', id: store.id, storedOn: store.has, named });
+    }
+    if (store.isAcknowledged && store.missing === 0) this.#stores.delete(store.id);
+  }
+
+  /** On every leg that is named, a broken one too, and on each that is about to be. */
+  #isOnAll({ id, has, missing }: PendingStore, { inSync }: Standing): boolean {
+    for (const leg of LEGS) {
+      const state = this.#legs[leg];
+      if (state === 'broken' && isPlanted('acknowledged-before-swap')) continue;
+      if (hasLeg(inSync, leg) && !hasLeg(has, leg)) return false;
+      if (state === 'joining' && hasLeg(missing, leg)) return false;
+      if (state === 'persisting' && id >= this.#joinsFrom[leg] && !hasLeg(has, leg)) return false;
+    }
+    return true;
+  }
+
+  #end(why: MirrorEnd): void {
+    this.#phase = 'ended';
+    this.#stores.clear();
+    this.#effects.push({ kind: 'end', why });
+  }
+
+  #legsThat(test: (state: LegState, leg: Leg) => boolean): LegMask {
+    let mask = 0;
+    for (const leg of LEGS) if (test(this.#legs[leg], leg)) mask |= maskOf(leg);
+    return mask as LegMask;
+  }
+}
+
+function isBeingFilled(state: LegState): boolean {
+  return state === 'copying' || state === 'persisting' || state === 'joining';
+}

@@ -1,0 +1,226 @@
+/** The writer of a mirrored region as a table: what it has seen, what comes, what it does. */
+import { describe, expect, test } from 'vitest';
+import { formatStanding, hasLeg, LEGS, type LegMask, type Standing } from '../../lib/checkpoint/mirror-standing.ts';
+import { type MirrorEffect, type MirrorEvent, MirrorWriter } from '../../lib/checkpoint/mirrored.ts';
+
+const NONCE = 'feedfacefeedface';
+
+function value(text: string): Standing {
+  const [epoch, legs, change = '1', writer = 'w', nonce = NONCE] = text.split(' ') as [string, string];
+  const inSync = (legs === 'a' ? 1 : legs === 'b' ? 2 : 3) as LegMask;
+  return { epoch: Number(epoch), inSync, equal: legs !== 'a~b', writer, nonce, change: Number(change) };
+}
+
+function legNames(mask: LegMask): string {
+  return LEGS.filter((leg) => hasLeg(mask, leg))
+    .map((leg) => 'ab'[leg])
+    .join('');
+}
+
+function short(standing: Standing | undefined): string {
+  return standing === undefined ? 'nothing' : formatStanding(standing).split(' ').slice(1, 3).join(' ');
+}
+
+function words(effect: MirrorEffect): string {
+  switch (effect.kind) {
+    case 'take-over':
+    case 'persist':
+    case 'reopen':
+      return `${effect.kind} ${'ab'[effect.leg]}`;
+    case 'swap':
+      return `swap ${short(effect.expected)} -> ${short(effect.next)} (change ${effect.next.change})`;
+    case 'copy':
+      return `${effect.compare ? 'compare and copy' : 'copy'} ${'ab'[effect.from]} to ${'ab'[effect.to]}`;
+    case 'send':
+      return `send ${effect.id} to ${legNames(effect.legs)}`;
+    case 'acknowledge':
+      return `acknowledge ${effect.id} on ${legNames(effect.storedOn)} under ${short(effect.named)}`;
+    case 'serve':
+      return `serve under ${short(effect.named)}`;
+    case 'end':
+      return `end: ${effect.why}`;
+    default:
+      return effect.kind;
+  }
+}
+
+/** An event in words, as the rows below have them. */
+function parse(text: string): MirrorEvent {
+  const [kind, ...rest] = text.split(' ') as [MirrorEvent['kind'], ...string[]];
+  const leg = rest.at(-1) === 'b' ? 1 : 0;
+  switch (kind) {
+    case 'stands':
+      return { kind, standing: rest.length === 0 ? undefined : value(rest.join(' ')) };
+    case 'swap-lost':
+      return { kind, current: rest.length === 0 ? undefined : value(rest.join(' ')) };
+    case 'store':
+      return { kind, id: Number(rest[0]) };
+    case 'stored':
+      return { kind, id: Number(rest[0]), leg };
+    case 'begin':
+    case 'swapped':
+    case 'close':
+      return { kind };
+    default:
+      return { kind, leg };
+  }
+}
+
+function run(events: readonly string[]): { machine: MirrorWriter; effects: string[] } {
+  const machine = new MirrorWriter('w', NONCE);
+  let effects: readonly MirrorEffect[] = [];
+  for (const event of events) effects = machine.step(parse(event));
+  return { machine, effects: effects.map(words) };
+}
+
+const TOOK_BOTH = ['begin', 'stands 4 ab', 'leg-opened a', 'leg-opened b'];
+const EQUALISING = [...TOOK_BOTH, 'swapped'];
+const BOTH = [...EQUALISING, 'copied b', 'persisted b', 'swapped'];
+const ALONE = ['begin', 'stands 4 a', 'leg-opened a', 'swapped'];
+const WRITTEN_ON_A = [...BOTH, 'store 0', 'stored 0 a'];
+const A_LEFT = [...WRITTEN_ON_A, 'leg-failed b'];
+const FILLING = [...ALONE, 'store 0', 'leg-opened b', 'store 1'];
+const FILLED = [...FILLING, 'copied b', 'store 2'];
+const JOINING = [...ALONE, 'leg-opened b', 'copied b', 'store 0', 'persisted b'];
+
+type Row = readonly [what: string, before: readonly string[], event: string, expected: readonly string[]];
+
+function table(rows: readonly Row[]): void {
+  test.each(rows)('%s', (_what, before, event, expected) => {
+    expect(run([...before, event]).effects).toEqual(expected);
+  });
+}
+
+describe('take-over', () => {
+  table([
+    ['asks what stands', [], 'begin', ['read-register']],
+    ['a new region: both', ['begin'], 'stands', ['take-over a', 'take-over b']],
+    ['both in sync: both', ['begin'], 'stands 4 ab', ['take-over a', 'take-over b']],
+    ['both, not yet alike: both', ['begin'], 'stands 4 a~b', ['take-over a', 'take-over b']],
+    ['one in sync: that one', ['begin'], 'stands 4 b', ['take-over b']],
+    ['waits for the other one', ['begin', 'stands 4 ab'], 'leg-opened a', []],
+    ['claims both, not alike', TOOK_BOTH.slice(0, -1), 'leg-opened b', ['swap 4 ab -> 5 a~b (change 1)']],
+    ['the other one is away', TOOK_BOTH.slice(0, -1), 'leg-failed b', ['swap 4 ab -> 5 a (change 1)']],
+    ['the one that was there is lost', TOOK_BOTH.slice(0, -1), 'leg-failed a', []],
+    ['both are away', ['begin', 'stands 4 ab', 'leg-failed a'], 'leg-failed b', ['end: no-copy']],
+    ['the one in sync is away', ['begin', 'stands 4 b'], 'leg-failed b', ['end: no-copy']],
+    ['a new region, one away', ['begin', 'stands', 'leg-opened a'], 'leg-failed b', ['end: no-copy']],
+    ['compares what was under way', TOOK_BOTH, 'swapped', ['compare and copy a to b']],
+    ['another one was faster', TOOK_BOTH, 'swap-lost 5 b 1 other', ['take-over b']],
+    ['serves alone, and asks for the other one', ALONE.slice(0, -1), 'swapped', ['serve under 5 a', 'reopen b']],
+    ['makes durable what was copied', EQUALISING, 'copied b', ['persist b']],
+    ['then says that they are alike', [...EQUALISING, 'copied b'], 'persisted b', ['swap 5 a~b -> 5 ab (change 2)']],
+    ['then serves', BOTH.slice(0, -1), 'swapped', ['serve under 5 ab']],
+    ['the target is lost', EQUALISING, 'leg-failed b', ['swap 5 a~b -> 5 a (change 2)']],
+    ['the source is lost: the other one will do', EQUALISING, 'leg-failed a', ['swap 5 a~b -> 5 b (change 2)']],
+    ['both are lost', [...EQUALISING, 'leg-failed a'], 'leg-failed b', []],
+    ['both are lost, and that is known', [...EQUALISING, 'leg-failed a', 'leg-failed b'], 'swapped', ['end: no-copy']],
+    ['one is lost while it claims', [...TOOK_BOTH, 'leg-failed a'], 'swapped', ['swap 5 a~b -> 5 b (change 2)']],
+    ['serves with the one that is left', [...EQUALISING, 'leg-failed a'], 'swapped', ['serve under 5 b', 'reopen a']],
+    ['fenced before it served', [...EQUALISING, 'copied b', 'persisted b'], 'swap-lost 6 a 1 other 0', ['end: fenced']],
+  ]);
+
+  test('two that take over from each other again and again: one gives in', () => {
+    const machine = new MirrorWriter('w', NONCE);
+    machine.step({ kind: 'begin' });
+    let effects = machine.step(parse('stands 1 a'));
+    let rounds = 0;
+    for (; machine.phase !== 'ended' && rounds < 100; rounds += 1) {
+      machine.step(parse('leg-opened a'));
+      effects = machine.step(parse(`swap-lost ${2 + rounds} a 1 other`));
+    }
+    expect(effects.map(words)).toEqual(['end: contended']);
+    expect(rounds).toBe(8);
+  });
+});
+
+describe('stores', () => {
+  table([
+    ['go to both', BOTH, 'store 0', ['send 0 to ab']],
+    ['are not acknowledged by one', [...BOTH, 'store 0'], 'stored 0 a', []],
+    ['are acknowledged by both', WRITTEN_ON_A, 'stored 0 b', ['acknowledge 0 on ab under 5 ab']],
+    ['go to the one that is named', ALONE, 'store 0', ['send 0 to a']],
+    ['are acknowledged by it', [...ALONE, 'store 0'], 'stored 0 a', ['acknowledge 0 on a under 5 a']],
+    ['wait for the register when a leg is lost', WRITTEN_ON_A, 'leg-failed b', ['swap 5 ab -> 5 a (change 3)']],
+    ['are acknowledged after it', A_LEFT, 'swapped', ['reopen b', 'acknowledge 0 on a under 5 a']],
+    ['those that follow go to the one that is left', A_LEFT, 'store 1', ['send 1 to a']],
+    ['and wait for the register too', [...A_LEFT, 'store 1'], 'stored 1 a', []],
+    ['are lost on the leg that was left', A_LEFT, 'stored 0 b', []],
+    ['fail when another has taken over', A_LEFT, 'swap-lost 6 b 1 other 0', ['end: fenced']],
+    ['the leg is lost before the write', [...BOTH, 'leg-failed b', 'swapped'], 'store 0', ['send 0 to a']],
+    [
+      'the leg is lost after the write',
+      [...WRITTEN_ON_A, 'stored 0 b'],
+      'leg-failed a',
+      ['swap 5 ab -> 5 b (change 3)'],
+    ],
+    ['both lost: nothing is acknowledged', A_LEFT, 'leg-failed a', []],
+    ['both lost: it ends', [...A_LEFT, 'leg-failed a'], 'swapped', ['reopen b', 'end: no-copy']],
+    ['the only one is lost', [...ALONE, 'store 0'], 'leg-failed a', ['end: no-copy']],
+    ['nothing after the end', [...ALONE, 'leg-failed a'], 'stored 0 a', []],
+    ['an earlier change of its own stands', A_LEFT, 'swap-lost 5 a 7', ['reopen b', 'acknowledge 0 on a under 5 a']],
+    ['closed', [...BOTH, 'store 0'], 'close', ['end: closed']],
+  ]);
+});
+
+describe('a leg that is filled', () => {
+  table([
+    ['is copied to, as a whole', ALONE, 'leg-opened b', ['copy a to b']],
+    ['gets new stores', [...ALONE, 'leg-opened b'], 'store 0', ['send 0 to ab']],
+    ['which are acknowledged without it', FILLING, 'stored 1 a', ['acknowledge 1 on a under 5 a']],
+    ['makes all durable', FILLING, 'copied b', ['persist b']],
+    ['what follows is acknowledged with it', FILLED, 'stored 2 a', []],
+    ['does not join before earlier stores have ended', FILLED, 'persisted b', []],
+    ['nor before those that it did not get', [...FILLED, 'stored 1 a', 'stored 1 b', 'persisted b'], 'stored 2 b', []],
+    [
+      'joins when they have',
+      [...FILLED, 'stored 1 a', 'stored 1 b', 'persisted b'],
+      'stored 0 a',
+      ['acknowledge 0 on a under 5 a', 'swap 5 a -> 5 ab (change 2)'],
+    ],
+    [
+      'meanwhile a store is acknowledged with both',
+      [...JOINING, 'stored 0 a'],
+      'stored 0 b',
+      ['acknowledge 0 on ab under 5 a'],
+    ],
+    ['is named', [...JOINING, 'stored 0 a'], 'swapped', []],
+    ['and then counts', [...JOINING, 'stored 0 a', 'swapped'], 'stored 0 b', ['acknowledge 0 on ab under 5 ab']],
+    [
+      'is lost: what waited for it goes on',
+      [...FILLED, 'stored 2 a'],
+      'leg-failed b',
+      ['reopen b', 'acknowledge 2 on a under 5 a'],
+    ],
+    ['is lost while it is named', [...JOINING, 'stored 0 a'], 'leg-failed b', []],
+    [
+      'is lost while it is named: then the register says so again',
+      [...JOINING, 'stored 0 a', 'leg-failed b'],
+      'swapped',
+      ['swap 5 ab -> 5 a (change 3)'],
+    ],
+    ['its source is lost: no copy is left, and it is not used', FILLED, 'leg-failed a', ['end: no-copy']],
+    ['its source is lost while it is named', JOINING, 'leg-failed a', []],
+    [
+      'its source is lost, and it is named: it is the copy',
+      [...JOINING, 'leg-failed a'],
+      'swapped',
+      ['swap 5 ab -> 5 b (change 3)'],
+    ],
+    [
+      'its source is lost, and it is not named: no copy is left',
+      [...JOINING, 'leg-failed a'],
+      'swap-lost 5 a 1',
+      ['end: no-copy'],
+    ],
+  ]);
+});
+
+test('what the legs are meanwhile', () => {
+  expect(run(BOTH).machine.legs).toEqual(['in', 'in']);
+  expect(run(A_LEFT).machine.legs).toEqual(['in', 'broken']);
+  expect(run(FILLING).machine.legs).toEqual(['in', 'copying']);
+  expect(run(FILLED).machine.legs).toEqual(['in', 'persisting']);
+  expect(run(JOINING).machine.legs).toEqual(['in', 'joining']);
+  expect(run([...JOINING, 'swapped']).machine.source).toBe(0);
+});
