@@ -31,8 +31,9 @@ export interface Method<Request, Response> {
   readonly channel: Channel;
   readonly request: z.ZodType<Request>;
   readonly response: z.ZodType<Response>;
-  /** Takes the place of MessagePack and the schema for requests that have to be fast. */
+  /** Takes the place of MessagePack and the schema for requests that have to be fast; and for their answers. */
   readonly requestFormat?: BodyFormat<Request>;
+  readonly responseFormat?: BodyFormat<Response>;
   /** More data than this in a request or a response ends the session before anything is allocated. */
   readonly maxRequestDataBytes: number;
   readonly maxResponseDataBytes: number;
@@ -106,11 +107,11 @@ export interface PeerSession {
   close(reason: string): void;
 }
 
-/** Answers a request. Its error reaches the asker with the same code. */
+/** Answers a request, at once or later. Its error reaches the asker with the same code. */
 export type RequestHandler<Request, Response> = (
   message: Message<Request>,
   session: PeerSession,
-) => Promise<Reply<Response>>;
+) => Promise<Reply<Response>> | Reply<Response>;
 
 /** Why there is no session with a peer, in words and as a code, for status. */
 export interface LinkProblem {

@@ -10,6 +10,7 @@ import type { Clock, TimerHandle } from '../base/clock.ts';
 import { HoldfastError, type HoldfastErrorCode, isHoldfastError } from '../base/errors.ts';
 import type { Connection } from '../base/network.ts';
 import { decodeControl, encodeControl } from './control-body.ts';
+import { Fifo } from './fifo.ts';
 import {
   ChannelNumber,
   controlFrame,
@@ -82,6 +83,9 @@ export class SessionDriver implements PeerSession {
   #timer: TimerHandle | undefined;
   #nextRequestId = 1;
   #flushScheduled = false;
+  /** Requests of the peer's whose handlers start in this turn. */
+  readonly #due = new Fifo<IncomingRequest>();
+  #handling = false;
 
   constructor(options: SessionDriverOptions) {
     this.ordinal = options.ordinal;
@@ -200,7 +204,7 @@ export class SessionDriver implements PeerSession {
           this.#wakeAt(effect.atMs);
           break;
         case 'handle':
-          void this.#handle(effect.request);
+          this.#due.push(effect.request);
           break;
         case 'settle':
           this.#settle(effect.request, effect.frame);
@@ -218,6 +222,7 @@ export class SessionDriver implements PeerSession {
           break;
       }
     }
+    this.#handleDue();
   }
 
   #wakeAt(atMs: number): void {
@@ -327,11 +332,14 @@ export class SessionDriver implements PeerSession {
   }
 
   #settle(pending: PendingRequest, frame: Frame): void {
-    const { name, response } = pending.method;
+    const { name, response, responseFormat } = pending.method;
     try {
       if (frame.header.kind === FrameKind.failure) this.#reject(pending, this.#failure(name, frame.control));
       else {
-        const control = decodeControl(response, frame.control, `the answer to ${name}`);
+        const control =
+          responseFormat === undefined
+            ? decodeControl(response, frame.control, `the answer to ${name}`)
+            : responseFormat.decode(frame.control);
         this.#settled(pending);
         pending.resolve({ control, data: frame.data });
       }
@@ -360,16 +368,38 @@ export class SessionDriver implements PeerSession {
 
   // Requests of the peer's
 
-  async #handle(request: IncomingRequest): Promise<void> {
-    let reply: Reply<unknown> | undefined;
+  /** A handler that answers at once may let others start: they come after those that are due already. */
+  #handleDue(): void {
+    if (this.#handling) return;
+    this.#handling = true;
+    for (let request = this.#due.shift(); request !== undefined; request = this.#due.shift()) this.#handle(request);
+    this.#handling = false;
+  }
+
+  #handle(request: IncomingRequest): void {
+    const failed = (error: unknown): void => this.#answer(request, failureFrame(request, error), undefined);
+    let reply: Promise<Reply<unknown>> | Reply<unknown>;
+    try {
+      reply = this.#callHandler(request);
+    } catch (error) {
+      failed(error);
+      return;
+    }
+    if (reply instanceof Promise) reply.then((later) => this.#reply(request, later), failed);
+    else this.#reply(request, reply);
+  }
+
+  #reply(request: IncomingRequest, reply: Reply<unknown>): void {
     let frame: OutgoingFrame;
     try {
-      reply = await this.#callHandler(request);
       frame = this.#replyFrame(request, reply);
     } catch (error) {
       frame = failureFrame(request, error);
     }
-    const release = reply?.release;
+    this.#answer(request, frame, reply.release);
+  }
+
+  #answer(request: IncomingRequest, frame: OutgoingFrame, release: (() => void) | undefined): void {
     if (!this.open) {
       release?.();
       return;
@@ -378,7 +408,7 @@ export class SessionDriver implements PeerSession {
     this.#run(this.#machine.step({ kind: 'answered', request, frame }));
   }
 
-  #callHandler(request: IncomingRequest): Promise<Reply<unknown>> {
+  #callHandler(request: IncomingRequest): Promise<Reply<unknown>> | Reply<unknown> {
     const registered = this.#options.methods.get(request.method);
     if (registered === undefined)
       throw new HoldfastError('ERR_HOLDFAST_UNKNOWN_METHOD', `there is no method ${request.method} on this node`);
@@ -392,7 +422,7 @@ export class SessionDriver implements PeerSession {
   }
 
   #replyFrame(request: IncomingRequest, reply: Reply<unknown>): OutgoingFrame {
-    const data = reply.data ?? NO_DATA;
+    const { control, data = NO_DATA } = reply;
     let dataLength = 0;
     for (const part of data) dataLength += part.length;
     if (dataLength > request.answerMaxBytes)
@@ -401,7 +431,8 @@ export class SessionDriver implements PeerSession {
         `the answer holds ${dataLength} bytes of data where ${request.answerMaxBytes} were asked for`,
       );
     const { channel, requestId } = request;
-    const head = headFor(encodeControl(reply.control));
+    const format = this.#options.methods.get(request.method)?.method.responseFormat;
+    const head = headFor(format?.encode(control) ?? encodeControl(control));
     return { kind: FrameKind.response, channel, method: 0, parameter: 0, requestId, head, data, dataLength };
   }
 }

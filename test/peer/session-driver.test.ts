@@ -20,6 +20,7 @@ async function world(
   prepare: (node: PeerNode) => void,
   options: Partial<PeerNodeOptions> = {},
   clusterOptions: Partial<SimulatedClusterOptions> = {},
+  optionsA: Partial<PeerNodeOptions> = options,
 ): Promise<World> {
   const cluster = new SimulatedCluster({ seed: 1, names: ['a', 'b'], ...clusterOptions });
   const address = (host: string) => ({ kind: 'tcp', host, port: 7000 }) as const;
@@ -28,7 +29,7 @@ async function world(
     'a',
     address('a'),
     [{ name: 'b', addresses: [address('b')] }],
-    options,
+    optionsA,
   );
   const b = testNode(
     cluster.node('b').environment,
@@ -105,6 +106,75 @@ test('a method with a format of its own is not MessagePack on the wire, and its 
   expect(await run(codeOf(session.request(ECHO, 7)))).toBe('ERR_HOLDFAST_BAD_FRAME');
   expect(session.open).toBe(true);
   expect(heard).toEqual([7]);
+});
+
+test('an answer with a format of its own is checked by that, and one that does not fit fails its request only', async () => {
+  const own = (id: number, offset: number) =>
+    method({
+      id,
+      responseFormat: {
+        encode: (body) => (body === 0 ? new Uint8Array(0) : Uint8Array.of(body - offset)),
+        decode(bytes) {
+          if (bytes.length === 0) return 0;
+          if (bytes[0]! > 100) throw new HoldfastError('ERR_HOLDFAST_BAD_FRAME', 'too much');
+          return bytes[0]! + offset;
+        },
+      },
+    });
+  const echo = async ({ control }: { control: number }) => ({ control });
+  const { session, run } = await world((node) => {
+    node.handle(own(5, 1), echo);
+    node.handle(method({ id: 6 }), echo);
+  });
+  expect((await run(session.request(own(5, 1), 0))).control).toBe(0);
+  expect((await run(session.request(own(5, 10), 7))).control).toBe(16);
+  expect(await run(codeOf(session.request(own(5, 1), 102)))).toBe('ERR_HOLDFAST_BAD_FRAME');
+  expect(await run(codeOf(session.request(own(6, 1), 200)))).toBe('ERR_HOLDFAST_BAD_FRAME');
+  expect(session.open).toBe(true);
+});
+
+test('a handler may answer at once: its error arrives too, and its data is released once it has gone', async () => {
+  let released = 0;
+  const { session, run } = await world((node) => {
+    node.handle(ECHO, ({ control, data }) => {
+      if (control < 0) throw new HoldfastError('ERR_HOLDFAST_IO', 'as told');
+      const release = () => {
+        released += 1;
+      };
+      return { control, data: [data], release };
+    });
+  });
+  expect(Buffer.from((await run(session.request(ECHO, 1, [Buffer.from('data')]))).data).toString()).toBe('data');
+  expect(await run(codeOf(session.request(ECHO, -1)))).toBe('ERR_HOLDFAST_IO');
+  expect(released).toBe(1);
+});
+
+test('handlers that answer at once start in the order of the requests when several may start together', async () => {
+  const order: number[] = [];
+  let open = (): void => {};
+  const first = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  const { session, run, cluster } = await world(
+    (node) =>
+      node.handle(ECHO, ({ control }) => {
+        order.push(control);
+        const reply = { control };
+        return control === 0 ? first.then(() => reply) : reply;
+      }),
+    { limits: { bulkAnswerBytes: 1024 * 1024, handlersMax: 3 } },
+    {},
+    { limits: { bulkAnswerBytes: 2 * 1024 * 1024 } },
+  );
+  // The first answer takes the whole budget: the others wait until it has gone, then three of them start at once.
+  const all = [1024 * 1024, 100, 100, 0, 100, 1000, 0].map((maxResponseDataBytes, index) =>
+    session.request(ECHO, index, [], { maxResponseDataBytes }),
+  );
+  await cluster.scheduler.runFor(100);
+  expect(order).toEqual([0]);
+  open();
+  await run(Promise.all(all));
+  expect(order).toEqual([0, 1, 2, 3, 4, 5, 6]);
 });
 
 test('an answer that does not fit the schema, or brings too much, fails its request only', async () => {
