@@ -110,7 +110,8 @@ export function encodeCommand(command: Command): Uint8Array {
   bytes.writeUInt32LE(VERSION | (operation << 8) | (flags << 16), 0);
   const write = operation === Operation.write;
   const wrong = problemOf(operation, flags, address, length, write ? length : 0, operandA, operandB);
-  if (wrong !== undefined) throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `no command says that: ${wrong}`);
+  if (wrong !== undefined || !isWord(operandA) || !isWord(operandB) || !isSafe(tag))
+    throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `no command says that: ${wrong ?? 'a number is too large'}`);
   bytes.writeUInt32LE(write ? length : 0, 4);
   writeNumber(bytes, tag, 8);
   if (command.key.length !== 2 * KEY_BYTES || bytes.write(command.key, 16, 'hex') !== KEY_BYTES)
@@ -182,7 +183,12 @@ function problemOf(
   return operandB <= MAX_GUARD && operandB % 8n === 0n ? undefined : 'its guard is not 8 aligned bytes';
 }
 
+const MAX_WORD = 2n ** 64n - 1n;
 const MAX_GUARD = BigInt(Number.MAX_SAFE_INTEGER - WORD_BYTES);
+
+function isWord(value: bigint): boolean {
+  return value >= 0n && value <= MAX_WORD;
+}
 
 function isSafe(value: number): boolean {
   return Number.isSafeInteger(value) && value >= 0;

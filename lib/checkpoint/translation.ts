@@ -10,7 +10,7 @@
  * - A void key is kept as long as commands under it run, and not longer.
  * - Tables are checked whole before anything is changed. Everything is counted against a limit.
  */
-import { HoldfastError, type HoldfastErrorCode } from '../base/errors.ts';
+import { HoldfastError } from '../base/errors.ts';
 import type { Right } from './one-sided.ts';
 import type { Extent, Grant, RevokedKeys, TranslationTable } from './unit-control.ts';
 
@@ -74,6 +74,11 @@ export class MappedRegion {
     return spans;
   }
 
+  /** Whether it has some of these physical bytes. */
+  uses(start: number, end: number): boolean {
+    return this.#extents.some((extent) => extent.startBytes < end && start < endOf(extent));
+  }
+
   #extentAt(address: number): number {
     let low = 0;
     let high = this.#starts.length - 1;
@@ -105,7 +110,7 @@ interface KeyEntry extends GrantedKey {
 
 /** Why a command may not be executed; `reason` is for the audit log, not for the one who asks. */
 export interface Refusal {
-  readonly code: HoldfastErrorCode;
+  readonly code: 'ERR_HOLDFAST_KEY_INVALID' | 'ERR_HOLDFAST_ACCESS' | 'ERR_HOLDFAST_OUT_OF_RANGE';
   readonly reason: string;
   /** The region, where the key has told which. */
   readonly region: string | undefined;
@@ -152,6 +157,20 @@ export class TranslationTables {
       ({ grant, region }) =>
         this.#regions.get(grant.region) !== region || grant.range.base + grant.range.lengthBytes > region.sizeBytes,
     );
+  }
+
+  /** @throws HoldfastError ERR_HOLDFAST_OUT_OF_RANGE, ERR_HOLDFAST_BUSY if a table maps some of it. */
+  checkUnmapped({ startBytes, lengthBytes }: Extent): void {
+    const { startBytes: first, lengthBytes: room } = this.#memory;
+    const whole = isWhole(startBytes) && isWhole(lengthBytes);
+    if (!whole || startBytes < first || lengthBytes > room || startBytes - first > room - lengthBytes)
+      throw new HoldfastError(
+        'ERR_HOLDFAST_OUT_OF_RANGE',
+        `${lengthBytes} bytes at ${startBytes} are not among the ${room} bytes at ${first} for regions`,
+      );
+    for (const region of this.#regions.values())
+      if (region.uses(startBytes, startBytes + lengthBytes))
+        throw new HoldfastError('ERR_HOLDFAST_BUSY', `the region ${region.id} has some of it; delete that one first`);
   }
 
   #check(tables: readonly TranslationTable[]): void {
@@ -215,8 +234,14 @@ export class TranslationTables {
     this.#keys.set(key, { grant: copy, region, session, void: false, running: 0 });
   }
 
-  /** The key, if it opens this range to this session with this right; else why not. */
-  resolve(key: string, session: number, address: number, length: number, right: Right): GrantedKey | Refusal {
+  /** The key, if it opens this range to this session with this right, or with any; else why not. */
+  resolve(
+    key: string,
+    session: number,
+    address: number,
+    length: number,
+    right: Right | undefined,
+  ): GrantedKey | Refusal {
     const entry = this.#keys.get(key);
     if (entry === undefined) return unknownKey;
     if (entry.session !== session)
@@ -224,9 +249,10 @@ export class TranslationTables {
     if (entry.void)
       return { code: 'ERR_HOLDFAST_KEY_INVALID', reason: 'a key that was revoked', region: entry.grant.region };
     const { rights, range, region } = entry.grant;
-    if (!rights.includes(right)) return { code: 'ERR_HOLDFAST_ACCESS', reason: `no right to ${right}`, region };
+    if (right !== undefined && !rights.includes(right))
+      return { code: 'ERR_HOLDFAST_ACCESS', reason: `no right to ${right}`, region };
     if (address < range.base || length > range.lengthBytes || address - range.base > range.lengthBytes - length)
-      return { code: 'ERR_HOLDFAST_OUT_OF_RANGE', reason: `${length} bytes at ${address}`, region };
+      return { code: 'ERR_HOLDFAST_OUT_OF_RANGE', reason: 'a range that the key does not open', region };
     return entry;
   }
 

@@ -109,6 +109,9 @@ describe('refused by the decoder', () => {
     ['a key that is none', write({ key: 'z'.repeat(32) })],
     ['a length that is not whole', write({ length: 1.5 })],
     ['an address below 0', write({ address: -8 })],
+    ['an expected value of 65 bits', write({ operandA: 2n ** 64n })],
+    ['an expected value below 0', write({ operandA: -1n })],
+    ['a tag of 2^53', write({ tag: 2 ** 53 })],
   ])('and by the encoder: %s', (_what, wrong) => {
     expect(() => encodeCommand(wrong)).toThrow(expect.objectContaining({ code: 'ERR_HOLDFAST_BAD_ARGUMENT' }));
   });

@@ -117,6 +117,8 @@ describe('protection', () => {
     tables.grant(grant({ rights: ['read'] }), 7);
     expect(codeOf(tables.resolve(id(9), 7, PAGE, 8, 'read'))).toBe('opens');
     expect(codeOf(tables.resolve(id(9), 7, PAGE, 8, 'write'))).toBe('ERR_HOLDFAST_ACCESS');
+    expect(codeOf(tables.resolve(id(9), 7, PAGE, 8, undefined))).toBe('opens');
+    expect(codeOf(tables.resolve(id(9), 7, 0, 8, undefined))).toBe('ERR_HOLDFAST_OUT_OF_RANGE');
     expect(codeOf(tables.resolve(id(9), 8, PAGE, 8, 'read'))).toBe('ERR_HOLDFAST_KEY_INVALID');
     expect(codeOf(tables.resolve(id(8), 7, PAGE, 8, 'read'))).toBe('ERR_HOLDFAST_KEY_INVALID');
   });
