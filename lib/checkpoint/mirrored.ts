@@ -234,16 +234,21 @@ export class MirrorWriter {
   #claimed({ inSync }: Standing): void {
     this.#phase = 'equalising';
     for (const leg of LEGS) if (hasLeg(inSync, leg) && this.#legs[leg] === 'ready') this.#legs[leg] = 'in';
+    const source = this.source;
+    if (source !== undefined) this.#settle(source);
     if (this.#legs[0] !== 'in' || this.#legs[1] !== 'in') return;
-    if (isPlanted('take-over-without-compare')) {
-      this.#join(1);
-      return;
-    }
     this.#legs[1] = 'copying';
-    this.#effects.push({ kind: 'copy', from: 0, to: 1, compare: true });
+    if (isPlanted('take-over-without-compare')) this.#copied(1);
+    else this.#effects.push({ kind: 'copy', from: 0, to: 1, compare: true });
   }
 
-  /** Stores are accepted once no leg is named that could differ. */
+  /** What the writer before had not made durable will be read now: it must not be lost later. */
+  #settle(leg: Leg): void {
+    this.#isPersisted[leg] = false;
+    this.#effects.push({ kind: 'persist', leg });
+  }
+
+  /** Stores are accepted once no leg is named that could differ, or lose what can be read. */
   #serve(standing: Standing): void {
     this.#phase = 'serving';
     this.#effects.push({ kind: 'serve', named: standing });
@@ -279,6 +284,7 @@ export class MirrorWriter {
     // Before they are equal either will do: no more than what nobody was told about is on one leg alone.
     if (this.#standing?.equal === false && this.#isNamed(other) && isBeingFilled(this.#legs[other])) {
       this.#legs[other] = 'in';
+      this.#settle(other);
     }
     if (!isNamed && this.#phase === 'serving') this.#effects.push({ kind: 'reopen', leg });
     this.#decide();
@@ -288,14 +294,13 @@ export class MirrorWriter {
     if (this.#legs[leg] !== 'copying') return;
     this.#legs[leg] = 'persisting';
     this.#joinsFrom[leg] = this.#nextId;
-    this.#isPersisted[leg] = false;
-    this.#effects.push({ kind: 'persist', leg });
+    this.#settle(leg);
   }
 
   #persisted(leg: Leg): void {
-    if (this.#legs[leg] !== 'persisting') return;
     this.#isPersisted[leg] = true;
-    this.#joinIfComplete(leg);
+    if (this.#legs[leg] === 'persisting') this.#joinIfComplete(leg);
+    else if (this.#phase === 'equalising') this.#decide();
   }
 
   /** Stores from before have ended on both legs: what was acknowledged without it is there, or was copied. */
@@ -330,7 +335,7 @@ export class MirrorWriter {
     const isFilling = !standing.equal && LEGS.some((leg) => isBeingFilled(this.#legs[leg]) && !hasLeg(joining, leg));
     if (!isFilling && (inSync !== standing.inSync || !standing.equal)) {
       this.#change({ ...standing, inSync, equal: true, change: standing.change + 1 }, inSync);
-    } else if (this.#phase === 'equalising' && standing.equal) {
+    } else if (this.#phase === 'equalising' && standing.equal && this.#isSettled()) {
       this.#serve(standing);
     }
     this.#acknowledge();
@@ -376,6 +381,10 @@ export class MirrorWriter {
     return epoch === this.#standing?.epoch && nonce === this.#nonce;
   }
 
+  #isSettled(): boolean {
+    return LEGS.every((leg) => this.#legs[leg] !== 'in' || this.#isPersisted[leg]);
+  }
+
   #isNamed(leg: Leg): boolean {
     return this.#standing !== undefined && hasLeg(this.#standing.inSync, leg);
   }
@@ -413,19 +422,19 @@ export class MirrorWriter {
 
   #acknowledgeOne(store: PendingStore): void {
     const named = this.#standing!;
-    if (!store.isAcknowledged && this.#isOnAll(store, named)) {
+    if (!store.isAcknowledged && this.#isOnAll(store)) {
       store.isAcknowledged = true;
       this.#effects.push({ kind: 'acknowledge', id: store.id, storedOn: store.has, named });
     }
     if (store.isAcknowledged && store.missing === 0) this.#stores.delete(store.id);
   }
 
-  /** On every leg that is named, a broken one too, and on each that is about to be. */
-  #isOnAll({ id, has, missing }: PendingStore, { inSync }: Standing): boolean {
+  /** On every leg that is named or may be by now, a broken one too, and on each that is about to be. */
+  #isOnAll({ id, has, missing }: PendingStore): boolean {
     for (const leg of LEGS) {
       const state = this.#legs[leg];
       if (state === 'broken' && isPlanted('acknowledged-before-swap')) continue;
-      if (hasLeg(inSync, leg) && !hasLeg(has, leg)) return false;
+      if (this.#mayBeNamed(leg) && !hasLeg(has, leg)) return false;
       if (state === 'joining' && hasLeg(missing, leg)) return false;
       if (state === 'persisting' && id >= this.#joinsFrom[leg] && !hasLeg(has, leg)) return false;
     }

@@ -75,8 +75,8 @@ function run(events: readonly string[]): { machine: MirrorWriter; effects: strin
 
 const TOOK_BOTH = ['begin', 'stands 4 ab', 'leg-opened a', 'leg-opened b'];
 const EQUALISING = [...TOOK_BOTH, 'swapped'];
-const BOTH = [...EQUALISING, 'copied b', 'persisted b', 'swapped'];
-const ALONE = ['begin', 'stands 4 a', 'leg-opened a', 'swapped'];
+const BOTH = [...EQUALISING, 'persisted a', 'copied b', 'persisted b', 'swapped'];
+const ALONE = ['begin', 'stands 4 a', 'leg-opened a', 'swapped', 'persisted a'];
 const WRITTEN_ON_A = [...BOTH, 'store 0', 'stored 0 a'];
 const A_LEFT = [...WRITTEN_ON_A, 'leg-failed b'];
 const FILLING = [...ALONE, 'store 0', 'leg-opened b', 'store 1'];
@@ -105,18 +105,35 @@ describe('take-over', () => {
     ['both are away', ['begin', 'stands 4 ab', 'leg-failed a'], 'leg-failed b', ['end: no-copy']],
     ['the one in sync is away', ['begin', 'stands 4 b'], 'leg-failed b', ['end: no-copy']],
     ['a new region, one away', ['begin', 'stands', 'leg-opened a'], 'leg-failed b', ['end: no-copy']],
-    ['compares what was under way', TOOK_BOTH, 'swapped', ['compare and copy a to b']],
+    ['compares what was under way', TOOK_BOTH, 'swapped', ['persist a', 'compare and copy a to b']],
+    ['makes durable what is there', ALONE.slice(0, -2), 'swapped', ['persist a']],
     ['another one was faster', TOOK_BOTH, 'swap-lost 5 b 1 other', ['take-over b']],
-    ['serves alone, and asks for the other one', ALONE.slice(0, -1), 'swapped', ['serve under 5 a', 'reopen b']],
+    ['serves alone, and asks for the other one', ALONE.slice(0, -1), 'persisted a', ['serve under 5 a', 'reopen b']],
     ['makes durable what was copied', EQUALISING, 'copied b', ['persist b']],
     ['then says that they are alike', [...EQUALISING, 'copied b'], 'persisted b', ['swap 5 a~b -> 5 ab (change 2)']],
     ['then serves', BOTH.slice(0, -1), 'swapped', ['serve under 5 ab']],
+    ['but not before both are durable', [...EQUALISING, 'copied b', 'persisted b'], 'swapped', []],
     ['the target is lost', EQUALISING, 'leg-failed b', ['swap 5 a~b -> 5 a (change 2)']],
-    ['the source is lost: the other one will do', EQUALISING, 'leg-failed a', ['swap 5 a~b -> 5 b (change 2)']],
+    [
+      'the source is lost: the other one will do',
+      EQUALISING,
+      'leg-failed a',
+      ['persist b', 'swap 5 a~b -> 5 b (change 2)'],
+    ],
     ['both are lost', [...EQUALISING, 'leg-failed a'], 'leg-failed b', []],
     ['both are lost, and that is known', [...EQUALISING, 'leg-failed a', 'leg-failed b'], 'swapped', ['end: no-copy']],
-    ['one is lost while it claims', [...TOOK_BOTH, 'leg-failed a'], 'swapped', ['swap 5 a~b -> 5 b (change 2)']],
-    ['serves with the one that is left', [...EQUALISING, 'leg-failed a'], 'swapped', ['serve under 5 b', 'reopen a']],
+    [
+      'one is lost while it claims',
+      [...TOOK_BOTH, 'leg-failed a'],
+      'swapped',
+      ['persist b', 'swap 5 a~b -> 5 b (change 2)'],
+    ],
+    [
+      'serves with the one that is left',
+      [...EQUALISING, 'leg-failed a', 'persisted b'],
+      'swapped',
+      ['serve under 5 b', 'reopen a'],
+    ],
     ['fenced before it served', [...EQUALISING, 'copied b', 'persisted b'], 'swap-lost 6 a 1 other 0', ['end: fenced']],
   ]);
 
@@ -193,6 +210,18 @@ describe('a leg that is filled', () => {
       ['reopen b', 'acknowledge 2 on a under 5 a'],
     ],
     ['is lost while it is named', [...JOINING, 'stored 0 a'], 'leg-failed b', []],
+    [
+      'a store without a leg that failed while it was named was acknowledged, and the leg was named',
+      [...JOINING, 'stored 0 b', 'leg-failed b', 'store 1'],
+      'stored 1 a',
+      [],
+    ],
+    [
+      'that store, once it is not named any more',
+      [...JOINING, 'leg-failed b', 'stored 0 a', 'swapped'],
+      'swapped',
+      ['reopen b', 'acknowledge 0 on a under 5 a'],
+    ],
     [
       'is lost while it is named: then the register says so again',
       [...JOINING, 'stored 0 a', 'leg-failed b'],

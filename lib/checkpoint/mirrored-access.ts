@@ -1,0 +1,852 @@
+/**
+ * A region that lies in two units, as one RegionAccess, for its writer. Thin: mirrored.ts decides; here its effects meet
+ * the keys to the legs, the register and timers. Readers that are not the writer: mirrored-reader.ts.
+ *
+ * Invariants:
+ * - Each leg gets the same stores in the same order, that of the calls, with the same bytes.
+ * - While a chunk is copied to a leg that is rebuilt, no store into it is sent: what was sent before is overwritten with
+ *   itself, as the source's session executes the read after it.
+ * - A read ends when the stores that it may have seen are acknowledged: what it gives cannot be lost any more.
+ * - A command that failed on a leg takes the leg out; nothing is sent to it any more by that key.
+ */
+import type { Clock } from '../base/clock.ts';
+import type { Environment } from '../base/environment.ts';
+import { assert, HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
+import type { Arbiter } from '../peer/arbiter.ts';
+import { CommandGate } from './command-gate.ts';
+import {
+  formatStanding,
+  hasLeg,
+  LEGS,
+  type Leg,
+  type LegPurpose,
+  otherLeg,
+  parseStanding,
+  type Standing,
+} from './mirror-standing.ts';
+import { type MirrorEffect, type MirrorEnd, type MirrorEvent, MirrorWriter } from './mirrored.ts';
+import type { AddressRange, CommandOptions, Guard, RegionAccess, StoreOptions, WriteOptions } from './one-sided.ts';
+
+const LEG_MS = 5000;
+const RETRY_FIRST_MS = 50;
+const RETRY_MS = 2000;
+const CHUNK_BYTES = 256 * 1024;
+const MAX_IN_FLIGHT = 64;
+const MAX_WAITING = 1024;
+const WORD_BYTES = 8;
+
+/** The two units of a mirrored region, as its managers let this peer in. */
+export interface MirrorLegs {
+  /** Names of the units. */
+  readonly units: readonly [string, string];
+  /**
+   * A new key to one leg, for the whole region. With `take-over` and `rebuild`, no command under any other key with the
+   * right to write, also of this peer, changes the region any more once it has resolved. Each manager asks the register
+   * (`admits` in mirror-standing.ts) before it lets anyone in, and lets in one at a time.
+   */
+  open(leg: Leg, purpose: LegPurpose, signal: AbortSignal): Promise<RegionAccess>;
+}
+
+/** Which leg, and how far it is. */
+export interface RebuildProgress {
+  readonly unit: string;
+  readonly doneBytes: number;
+  readonly totalBytes: number;
+}
+
+export interface MirrorLegStatus {
+  readonly unit: string;
+  readonly state: 'in-sync' | 'rebuilding' | 'out-of-sync';
+  /** Why it is out. */
+  readonly problem: HoldfastError | undefined;
+}
+
+/** For showing to people. */
+export interface MirrorStatus {
+  readonly state: 'opening' | 'serving' | 'ended';
+  readonly legs: readonly [MirrorLegStatus, MirrorLegStatus];
+  readonly rebuild: RebuildProgress | undefined;
+  /** Why stores wait: the register cannot be changed now. */
+  readonly problem: HoldfastError | undefined;
+}
+
+export interface MirroredAccessOptions {
+  readonly environment: Pick<Environment, 'clock' | 'random'>;
+  readonly legs: MirrorLegs;
+  readonly arbiter: Arbiter;
+  /** Name of this peer. */
+  readonly writer: string;
+  /** Ends the opening. */
+  readonly signal?: AbortSignal;
+  /** How long a unit may take to give a key, before it counts as away. Default 5 s. */
+  readonly legMs?: number;
+  /** A leg that is out is asked for again after this. Default 2 s. */
+  readonly retryMs?: number;
+  /** Copied at a time; stores into it wait. Default 256 KiB. */
+  readonly chunkBytes?: number;
+  /** Commands under way. The units must allow as many. Default 64. */
+  readonly maxInFlight?: number;
+  /** Commands that wait for them. Default 1024. */
+  readonly maxWaiting?: number;
+  /** Called when `status` has changed. Must not throw. */
+  readonly onStatus?: (status: MirrorStatus) => void;
+}
+
+interface Store {
+  readonly address: number;
+  readonly lengthBytes: number;
+  readonly send: (access: RegionAccess) => Promise<void>;
+  readonly acknowledged: Promise<void>;
+  readonly resolve: () => void;
+  readonly reject: (error: HoldfastError) => void;
+  /** Legs that have not answered, whatever it will be. */
+  underWay: number;
+  isOver: boolean;
+}
+
+/** A leg is made like the other one. */
+interface LegCopy {
+  readonly from: Leg;
+  readonly to: Leg;
+  readonly source: RegionAccess;
+  readonly target: RegionAccess;
+  readonly bytes: Uint8Array;
+  /** What the target has: it is stored only where it differs. Undefined: it is always stored. */
+  readonly old: Uint8Array | undefined;
+}
+
+export class MirroredAccess implements RegionAccess, AsyncDisposable {
+  readonly #options: MirroredAccessOptions;
+  readonly #clock: Clock;
+  readonly #machine: MirrorWriter;
+  readonly #gate: CommandGate;
+  readonly #accesses: [RegionAccess | undefined, RegionAccess | undefined] = [undefined, undefined];
+  readonly #problems: [HoldfastError | undefined, HoldfastError | undefined] = [undefined, undefined];
+  readonly #stores = new Map<number, Store>();
+  readonly #ending = new AbortController();
+  readonly #opened: Promise<void>;
+  #range: AddressRange | undefined;
+  #epoch = 0;
+  #nextId = 0;
+  #failure: HoldfastError | undefined;
+  #registerProblem: HoldfastError | undefined;
+  #rebuild: RebuildProgress | undefined;
+  #copying: LegCopy | undefined;
+  /** What is being copied: no store may go there. */
+  #chunk: AddressRange | undefined;
+  /** A command that reads before it stores is between the two. */
+  #isDeciding = false;
+  /** What has happened next: resolved with every step. */
+  #changed = signalOnce();
+  #watchBase = 0;
+  #watchHighest = 0;
+  #watched: RegionAccess | undefined;
+  #serve!: () => void;
+  #refuse!: (error: HoldfastError) => void;
+
+  /**
+   * Takes the region over, and opens it for writing: the former writer's keys are void and what it had acknowledged is
+   * here. Resolves once every leg that can be reached and was in sync is so again; others are rebuilt as they come back.
+   *
+   * @throws HoldfastError ERR_HOLDFAST_NO_UP_TO_DATE_COPY: no leg that is in sync can be reached (the first time: not
+   *   both). ERR_HOLDFAST_NO_MAJORITY: nobody can be asked which ones are. ERR_HOLDFAST_BUSY: others take over again and
+   *   again. ERR_HOLDFAST_SETTINGS_DIFFER: the legs have not the same size. ERR_HOLDFAST_ABORTED.
+   */
+  static async open(options: MirroredAccessOptions): Promise<MirroredAccess> {
+    throwIfAborted(options.signal, 'opening the mirrored region');
+    const access = new MirroredAccess(options);
+    const abort = (): void =>
+      access.#end(new HoldfastError('ERR_HOLDFAST_ABORTED', 'opening the mirrored region was cancelled'));
+    options.signal?.addEventListener('abort', abort, { once: true });
+    try {
+      access.#step({ kind: 'begin' });
+      await access.#opened;
+      return access;
+    } finally {
+      options.signal?.removeEventListener('abort', abort);
+    }
+  }
+
+  private constructor(options: MirroredAccessOptions) {
+    this.#options = options;
+    this.#clock = options.environment.clock;
+    this.#gate = new CommandGate(options.maxInFlight ?? MAX_IN_FLIGHT, options.maxWaiting ?? MAX_WAITING);
+    const nonce = new Uint8Array(8);
+    options.environment.random.fill(nonce);
+    this.#machine = new MirrorWriter(options.writer, Buffer.from(nonce).toString('hex'));
+    this.#opened = new Promise((resolve, reject) => {
+      this.#serve = resolve;
+      this.#refuse = reject;
+    });
+  }
+
+  /** Names of both. */
+  get unit(): string {
+    return this.#options.legs.units.join('+');
+  }
+
+  get range(): AddressRange {
+    assert(this.#range !== undefined, 'an open region has its range');
+    return this.#range;
+  }
+
+  /** As the register counts. */
+  get epoch(): number {
+    return this.#epoch;
+  }
+
+  get open(): boolean {
+    return this.#failure === undefined;
+  }
+
+  /** Why it is not open any more. */
+  get failure(): HoldfastError | undefined {
+    return this.#failure;
+  }
+
+  get status(): MirrorStatus {
+    const { phase } = this.#machine;
+    const legs = LEGS.map((leg): MirrorLegStatus => {
+      const state = this.#machine.legs[leg];
+      const word = state === 'in' ? 'in-sync' : this.#isFilled(leg) ? 'rebuilding' : 'out-of-sync';
+      return { unit: this.#options.legs.units[leg], state: word, problem: this.#problems[leg] };
+    }) as [MirrorLegStatus, MirrorLegStatus];
+    const state = phase === 'serving' || phase === 'ended' ? phase : 'opening';
+    return { state, legs, rebuild: this.#rebuild, problem: this.#registerProblem };
+  }
+
+  /** As RegionAccess.read. After a take-over by another that is not known here yet, it may give an older state. */
+  async read(address: number, target: Uint8Array, options: CommandOptions = {}): Promise<void> {
+    this.#checkRange(address, target.length);
+    await this.#gate.enter(
+      () => !this.#isDeciding,
+      () => this.#leaving(this.#read(address, target, options.signal)),
+      options.signal,
+    );
+  }
+
+  /**
+   * As `read`, and nobody else had taken over by then: the register was asked afterwards.
+   *
+   * @throws HoldfastError ERR_HOLDFAST_FENCED, ERR_HOLDFAST_NO_MAJORITY
+   */
+  async readConfirmed(address: number, target: Uint8Array, options: CommandOptions = {}): Promise<void> {
+    for (;;) {
+      const { standing } = this.#machine;
+      await this.read(address, target, options);
+      if (standing !== undefined && (await this.#stillStands(standing, options.signal))) return;
+    }
+  }
+
+  async write(address: number, chunks: readonly Uint8Array[], options: WriteOptions = {}): Promise<void> {
+    const lengthBytes = chunks.reduce((sum, { length }) => sum + length, 0);
+    this.#checkRange(address, lengthBytes);
+    const { persist, guard, signal } = options;
+    const send = (access: RegionAccess): Promise<void> =>
+      access.write(address, chunks, persist === undefined ? {} : { persist });
+    if (guard === undefined) return this.#enterStore(address, lengthBytes, send, signal);
+    checkWord(guard.address);
+    this.#checkRange(guard.address, WORD_BYTES);
+    await this.#enterDecision(
+      address,
+      lengthBytes,
+      guard.address,
+      (found) => {
+        if (found !== guard.expected) throw guardFails(guard, found);
+        return send;
+      },
+      signal,
+    );
+  }
+
+  async persist(address: number, lengthBytes: number, options: CommandOptions = {}): Promise<void> {
+    this.#checkRange(address, lengthBytes);
+    // Nothing is stored: no chunk is in its way.
+    await this.#enterStore(address, 0, (access) => access.persist(address, lengthBytes), options.signal);
+  }
+
+  /** There is one writer, this one: what is found on one leg is what is stored on both. */
+  async compareAndSwap(
+    address: number,
+    expected: bigint,
+    desired: bigint,
+    options: StoreOptions = {},
+  ): Promise<bigint> {
+    checkWord(address);
+    this.#checkRange(address, WORD_BYTES);
+    const { persist, signal } = options;
+    const word = new Uint8Array(WORD_BYTES);
+    new DataView(word.buffer).setBigUint64(0, BigInt.asUintN(64, desired), true);
+    const send = (access: RegionAccess): Promise<void> =>
+      access.write(address, [word], persist === undefined ? {} : { persist });
+    const decide = (found: bigint) => (found === expected ? send : undefined);
+    return this.#enterDecision(address, WORD_BYTES, address, decide, signal);
+  }
+
+  /** On one leg; on the other one when that fails: then it resolves once without cause. */
+  async watch(address: number, lengthBytes: number, since: number, options: CommandOptions = {}): Promise<number> {
+    this.#checkRange(address, lengthBytes);
+    for (;;) {
+      const [leg, access] = await this.#source(options.signal);
+      if (this.#watched !== access) {
+        this.#watched = access;
+        this.#watchBase = this.#watchHighest === 0 ? 0 : this.#watchHighest + 1;
+      }
+      const base = this.#watchBase;
+      try {
+        const number = base + (await access.watch(address, lengthBytes, Math.max(0, since - base), options));
+        // Numbers of a leg that is out mean nothing to the other one.
+        if (this.#watched !== access) continue;
+        this.#watchHighest = Math.max(this.#watchHighest, number);
+        return number;
+      } catch (error) {
+        this.#readFailed(leg, access, error);
+      }
+    }
+  }
+
+  /** Ends it. What has not been acknowledged has happened, or not. The keys stay good until the next take-over. */
+  async close(): Promise<void> {
+    this.#end(new HoldfastError('ERR_HOLDFAST_CLOSED', 'the mirrored region was closed here'));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  // Commands
+
+  async #read(address: number, target: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+    for (;;) {
+      const [leg, access] = await this.#source(signal);
+      try {
+        await access.read(address, target, signal === undefined ? {} : { signal });
+        break;
+      } catch (error) {
+        this.#readFailed(leg, access, error);
+      }
+    }
+    await Promise.all(this.#storesWithin(address, target.length).map(({ acknowledged }) => acknowledged));
+  }
+
+  #enterStore(
+    address: number,
+    lengthBytes: number,
+    send: Store['send'],
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const mayStart = () => !this.#isDeciding && !this.#isCopied(address, lengthBytes);
+    return this.#gate.enter(mayStart, () => this.#store(address, lengthBytes, send, signal), signal);
+  }
+
+  /** Reads a word, then stores what `decide` gives, if anything, with no other command in between. */
+  #enterDecision(
+    address: number,
+    lengthBytes: number,
+    wordAddress: number,
+    decide: (found: bigint) => Store['send'] | undefined,
+    signal: AbortSignal | undefined,
+  ): Promise<bigint> {
+    const mayStart = () => !this.#isDeciding && !this.#isCopied(address, lengthBytes);
+    const start = async (): Promise<bigint> => {
+      const word = new Uint8Array(WORD_BYTES);
+      let found = 0n;
+      let stored: Promise<void> | undefined;
+      this.#isDeciding = true;
+      try {
+        await this.#read(wordAddress, word, signal);
+        if (this.#failure !== undefined) throw this.#failure;
+        found = new DataView(word.buffer).getBigUint64(0, true);
+        const send = decide(found);
+        if (send !== undefined) stored = this.#store(address, lengthBytes, send, signal);
+      } finally {
+        this.#isDeciding = false;
+        this.#changed.now();
+        // The store has the place from now on.
+        if (stored === undefined) this.#gate.leave();
+        else this.#gate.pump();
+      }
+      await stored;
+      return found;
+    };
+    return this.#gate.enter(mayStart, start, signal);
+  }
+
+  /** Sends it. Settles when it is acknowledged; if it is cancelled, when its bytes are no longer in use. */
+  #store(address: number, lengthBytes: number, send: Store['send'], signal: AbortSignal | undefined): Promise<void> {
+    const id = this.#nextId++;
+    let resolve!: () => void;
+    let reject!: (error: HoldfastError) => void;
+    const acknowledged = new Promise<void>((onResolve, onReject) => {
+      resolve = onResolve;
+      reject = onReject;
+    });
+    acknowledged.catch(() => {});
+    const store: Store = { address, lengthBytes, send, acknowledged, resolve, reject, underWay: 0, isOver: false };
+    this.#stores.set(id, store);
+    this.#step({ kind: 'store', id });
+    return signal === undefined ? acknowledged : this.#cancellable(store, signal);
+  }
+
+  async #cancellable(store: Store, signal: AbortSignal): Promise<void> {
+    const aborted = new Promise<void>((resolve) => {
+      signal.addEventListener('abort', () => resolve(), { once: true });
+      store.acknowledged.then(resolve, resolve);
+    });
+    await aborted;
+    while (store.underWay > 0) await this.#changed.promise;
+    if (!store.isOver) throwIfAborted(signal, 'the wait for a store');
+    await store.acknowledged;
+  }
+
+  async #send(id: number, leg: Leg): Promise<void> {
+    const access = this.#accesses[leg];
+    const store = this.#stores.get(id)!;
+    assert(access !== undefined, 'a leg that stores go to has a key');
+    store.underWay += 1;
+    try {
+      await store.send(access);
+      this.#step({ kind: 'stored', id, leg });
+    } catch (error) {
+      this.#legFailed(leg, access, error);
+    } finally {
+      store.underWay -= 1;
+      this.#changed.now();
+      this.#retire(id, store);
+    }
+  }
+
+  /** The place of a store is free when it is over and its bytes are no longer in use. */
+  #retire(id: number, store: Store): void {
+    if (store.underWay > 0 || !store.isOver || !this.#stores.delete(id)) return;
+    this.#gate.leave();
+  }
+
+  async #leaving<Result>(command: Promise<Result>): Promise<Result> {
+    try {
+      return await command;
+    } finally {
+      this.#gate.leave();
+    }
+  }
+
+  #storesWithin(address: number, lengthBytes: number): Store[] {
+    const within = (store: Store): boolean => overlaps(store, { base: address, lengthBytes });
+    return [...this.#stores.values()].filter((store) => !store.isOver && within(store));
+  }
+
+  #isCopied(address: number, lengthBytes: number): boolean {
+    return this.#chunk !== undefined && overlaps({ address, lengthBytes }, this.#chunk);
+  }
+
+  #checkRange(address: number, lengthBytes: number): void {
+    if (this.#failure !== undefined) throw this.#failure;
+    const { base, lengthBytes: most } = this.range;
+    const isWhole = Number.isSafeInteger(address) && Number.isSafeInteger(lengthBytes) && lengthBytes >= 0;
+    if (isWhole && address >= base && lengthBytes <= most && address - base <= most - lengthBytes) return;
+    throw new HoldfastError(
+      'ERR_HOLDFAST_OUT_OF_RANGE',
+      `${lengthBytes} bytes at ${address} are not within the ${most} bytes at ${base} that are open`,
+    );
+  }
+
+  // Legs
+
+  /** A leg that has all. Waits while there is none because the register is about to name one. */
+  async #source(signal: AbortSignal | undefined): Promise<[Leg, RegionAccess]> {
+    for (;;) {
+      if (this.#failure !== undefined) throw this.#failure;
+      throwIfAborted(signal, 'the read');
+      const leg = this.#machine.source;
+      const access = leg === undefined ? undefined : this.#accesses[leg];
+      if (leg !== undefined && access !== undefined) return [leg, access];
+      await this.#changed.promise;
+    }
+  }
+
+  /** The leg is out, unless it was the caller's fault. */
+  #readFailed(leg: Leg, access: RegionAccess, error: unknown): void {
+    const isCallers =
+      isHoldfastError(error, 'ERR_HOLDFAST_ABORTED') ||
+      isHoldfastError(error, 'ERR_HOLDFAST_QUEUE_FULL') ||
+      isHoldfastError(error, 'ERR_HOLDFAST_BAD_ARGUMENT');
+    if (isCallers) throw error;
+    this.#legFailed(leg, access, error);
+  }
+
+  #legFailed(leg: Leg, access: RegionAccess, error: unknown): void {
+    if (this.#accesses[leg] !== access) return;
+    this.#accesses[leg] = undefined;
+    this.#problems[leg] = asProblem(error);
+    this.#stopCopy();
+    this.#step({ kind: 'leg-failed', leg });
+    this.#gate.pump();
+  }
+
+  async #takeOver(leg: Leg): Promise<void> {
+    this.#accesses[leg] = undefined;
+    const late = new AbortController();
+    const legMs = this.#options.legMs ?? LEG_MS;
+    const timer = this.#clock.setTimer(legMs, () => late.abort());
+    const unit = this.#options.legs.units[leg];
+    const tooLate = new HoldfastError('ERR_HOLDFAST_TIMEOUT', `${unit} gave no key within ${legMs} ms`);
+    try {
+      const signal = AbortSignal.any([late.signal, this.#ending.signal]);
+      this.#take(leg, await orAbort(this.#options.legs.open(leg, 'take-over', signal), signal, tooLate));
+    } catch (error) {
+      this.#problems[leg] = asProblem(error);
+      if (isHoldfastError(error, 'ERR_HOLDFAST_SETTINGS_DIFFER')) this.#end(error);
+      this.#step({ kind: 'leg-failed', leg });
+      return;
+    } finally {
+      timer.cancel();
+    }
+    this.#step({ kind: 'leg-opened', leg });
+  }
+
+  async #reopen(leg: Leg): Promise<void> {
+    const { signal } = this.#ending;
+    let delayMs = RETRY_FIRST_MS;
+    while (!signal.aborted) {
+      await this.#sleep(delayMs);
+      delayMs = Math.min(2 * delayMs, this.#options.retryMs ?? RETRY_MS);
+      try {
+        this.#take(leg, await orAbort(this.#options.legs.open(leg, 'rebuild', signal), signal));
+      } catch (error) {
+        this.#problems[leg] = asProblem(error);
+        this.#tell();
+        continue;
+      }
+      this.#step({ kind: 'leg-opened', leg });
+      return;
+    }
+  }
+
+  #take(leg: Leg, access: RegionAccess): void {
+    const { base, lengthBytes } = access.range;
+    const { units } = this.#options.legs;
+    this.#range ??= access.range;
+    if (this.#range.base !== base || this.#range.lengthBytes !== lengthBytes)
+      throw new HoldfastError(
+        'ERR_HOLDFAST_SETTINGS_DIFFER',
+        `${units[leg]} opens ${lengthBytes} bytes at ${base}, and ${units[otherLeg(leg)]} ${this.#range.lengthBytes} at ${this.#range.base}; give the region the same size in both`,
+      );
+    this.#accesses[leg] = access;
+    this.#problems[leg] = undefined;
+  }
+
+  #isFilled(leg: Leg): boolean {
+    const state = this.#machine.legs[leg];
+    return state === 'copying' || state === 'persisting' || state === 'joining';
+  }
+
+  // Filling a leg
+
+  async #copy(from: Leg, to: Leg, compare: boolean): Promise<void> {
+    const { base, lengthBytes } = this.range;
+    const unit = this.#options.legs.units[to];
+    const chunkBytes = Math.min(this.#options.chunkBytes ?? CHUNK_BYTES, lengthBytes);
+    const copy: LegCopy = {
+      from,
+      to,
+      source: this.#accesses[from]!,
+      target: this.#accesses[to]!,
+      bytes: new Uint8Array(chunkBytes),
+      old: compare ? new Uint8Array(chunkBytes) : undefined,
+    };
+    this.#copying = copy;
+    for (let done = 0; done < lengthBytes; done += chunkBytes) {
+      while (this.#isDeciding) await this.#changed.promise;
+      if (this.#copying !== copy) return;
+      this.#rebuild = { unit, doneBytes: done, totalBytes: lengthBytes };
+      this.#tell();
+      this.#chunk = { base: base + done, lengthBytes: Math.min(chunkBytes, lengthBytes - done) };
+      await this.#copyChunk(copy, this.#chunk);
+      if (this.#copying !== copy) return;
+      this.#chunk = undefined;
+      this.#gate.pump();
+    }
+    this.#stopCopy();
+    this.#step({ kind: 'copied', leg: to });
+  }
+
+  /** No longer the one that is under way if a leg has failed: it must not store any more then. */
+  async #copyChunk(copy: LegCopy, { base, lengthBytes }: AddressRange): Promise<void> {
+    const { from, to, source, target } = copy;
+    const bytes = copy.bytes.subarray(0, lengthBytes);
+    const old = copy.old?.subarray(0, lengthBytes);
+    const attempt = async (leg: Leg, access: RegionAccess, command: Promise<void>): Promise<void> => {
+      try {
+        await command;
+      } catch (error) {
+        this.#legFailed(leg, access, error);
+      }
+    };
+    const reads = [attempt(from, source, source.read(base, bytes))];
+    if (old !== undefined) reads.push(attempt(to, target, target.read(base, old)));
+    await Promise.all(reads);
+    if (this.#copying !== copy || (old !== undefined && Buffer.compare(bytes, old) === 0)) return;
+    await attempt(to, target, target.write(base, [bytes]));
+  }
+
+  #stopCopy(): void {
+    this.#copying = undefined;
+    this.#chunk = undefined;
+    this.#rebuild = undefined;
+  }
+
+  async #persistLeg(leg: Leg): Promise<void> {
+    const access = this.#accesses[leg]!;
+    const { base, lengthBytes } = this.range;
+    try {
+      await access.persist(base, lengthBytes);
+    } catch (error) {
+      this.#legFailed(leg, access, error);
+      return;
+    }
+    if (this.#accesses[leg] === access) this.#step({ kind: 'persisted', leg });
+  }
+
+  // The register
+
+  async #readRegister(): Promise<void> {
+    const { signal } = this.#ending;
+    try {
+      const result = await orAbort(this.#options.arbiter.compareAndSwap('', '', signal), signal);
+      this.#step({ kind: 'stands', standing: result.swapped ? undefined : parse(result.current) });
+    } catch (error) {
+      this.#end(asProblem(error));
+    }
+  }
+
+  /** Until it is known what became of it: only an opening may give up, nothing depends on it yet. */
+  async #swap(expected: Standing | undefined, next: Standing): Promise<void> {
+    const { signal } = this.#ending;
+    const [before, after] = [expected === undefined ? '' : formatStanding(expected), formatStanding(next)];
+    for (let delayMs = RETRY_FIRST_MS; ; delayMs = Math.min(2 * delayMs, this.#options.retryMs ?? RETRY_MS)) {
+      let event: MirrorEvent;
+      try {
+        const result = await orAbort(this.#options.arbiter.compareAndSwap(before, after, signal), signal);
+        event = result.swapped ? { kind: 'swapped' } : { kind: 'swap-lost', current: parse(result.current) };
+      } catch (error) {
+        if (signal.aborted) return;
+        const mayWait = this.#machine.phase === 'serving' && !isHoldfastError(error, 'ERR_HOLDFAST_METADATA_MISMATCH');
+        if (!mayWait) {
+          this.#end(asProblem(error));
+          return;
+        }
+        this.#registerProblem = asProblem(error);
+        this.#tell();
+        await this.#sleep(delayMs);
+        continue;
+      }
+      this.#registerProblem = undefined;
+      this.#step(event);
+      return;
+    }
+  }
+
+  async #stillStands(standing: Standing, signal: AbortSignal | undefined): Promise<boolean> {
+    const text = formatStanding(standing);
+    const result = await this.#options.arbiter.compareAndSwap(text, text, signal);
+    if (this.#failure !== undefined) throw this.#failure;
+    if (result.swapped) return true;
+    while (this.#machine.isSwapping) {
+      await this.#changed.promise;
+      throwIfAborted(signal, 'the read');
+    }
+    if (this.#machine.standing === standing) this.#step({ kind: 'swap-lost', current: parse(result.current) });
+    if (this.#failure !== undefined) throw this.#failure;
+    return false;
+  }
+
+  // Steps
+
+  #step(event: MirrorEvent): void {
+    try {
+      for (const effect of this.#machine.step(event)) this.#perform(effect);
+    } catch (error) {
+      this.#end(asProblem(error));
+    }
+    this.#changed.now();
+    if (event.kind !== 'store' && event.kind !== 'stored') this.#tell();
+  }
+
+  #perform(effect: MirrorEffect): void {
+    switch (effect.kind) {
+      case 'read-register':
+        void this.#readRegister();
+        break;
+      case 'take-over':
+        void this.#takeOver(effect.leg);
+        break;
+      case 'swap':
+        void this.#swap(effect.expected, effect.next);
+        break;
+      case 'copy':
+        void this.#copy(effect.from, effect.to, effect.compare);
+        break;
+      case 'persist':
+        void this.#persistLeg(effect.leg);
+        break;
+      case 'reopen':
+        void this.#reopen(effect.leg);
+        break;
+      case 'send':
+        for (const leg of LEGS) if (hasLeg(effect.legs, leg)) void this.#send(effect.id, leg);
+        break;
+      case 'acknowledge':
+        this.#acknowledge(effect.id);
+        break;
+      case 'serve':
+        this.#epoch = effect.named.epoch;
+        this.#serve();
+        break;
+      case 'end':
+        this.#end(this.#reasonOf(effect.why));
+    }
+  }
+
+  #acknowledge(id: number): void {
+    const store = this.#stores.get(id)!;
+    store.isOver = true;
+    store.resolve();
+    this.#retire(id, store);
+  }
+
+  #end(failure: HoldfastError): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = failure;
+    this.#stopCopy();
+    this.#ending.abort();
+    this.#refuse(failure);
+    this.#gate.close(failure);
+    for (const [id, store] of this.#stores) {
+      store.isOver = true;
+      store.reject(failure);
+      this.#retire(id, store);
+    }
+    this.#step({ kind: 'close' });
+  }
+
+  #reasonOf(why: MirrorEnd): HoldfastError {
+    switch (why) {
+      case 'fenced':
+        return new HoldfastError(
+          'ERR_HOLDFAST_FENCED',
+          `another writer has taken over the region on ${this.unit}; what was not acknowledged may be lost, and this one writes no more`,
+        );
+      case 'contended':
+        return new HoldfastError(
+          'ERR_HOLDFAST_BUSY',
+          `others take over the region on ${this.unit} again and again; let one of them have it`,
+        );
+      case 'closed':
+        return new HoldfastError('ERR_HOLDFAST_CLOSED', 'the mirrored region was closed here');
+      case 'no-copy':
+        return new HoldfastError('ERR_HOLDFAST_NO_UP_TO_DATE_COPY', this.#describeLegs());
+    }
+  }
+
+  #describeLegs(): string {
+    const { standing } = this.#machine;
+    const { units } = this.#options.legs;
+    const legs = LEGS.map((leg) => {
+      const isNamed = standing === undefined || hasLeg(standing.inSync, leg);
+      const reason = this.#problems[leg]?.message ?? 'it can be reached';
+      return `${units[leg]} is ${isNamed ? 'in sync' : 'out of sync, and is not used'} (${reason})`;
+    });
+    const what = standing === undefined ? 'a new mirrored region needs both units' : 'no unit in sync can be reached';
+    return `${what}: ${legs.join('; ')}. Bring back ${standing === undefined ? 'both' : 'the one in sync'}, then open the region again`;
+  }
+
+  #tell(): void {
+    this.#options.onStatus?.(this.status);
+  }
+
+  #sleep(delayMs: number): Promise<void> {
+    const { signal } = this.#ending;
+    return new Promise((resolve) => {
+      const over = (): void => {
+        timer.cancel();
+        signal.removeEventListener('abort', over);
+        resolve();
+      };
+      const timer = this.#clock.setTimer(delayMs, over);
+      signal.addEventListener('abort', over, { once: true });
+      if (signal.aborted) over();
+    });
+  }
+}
+
+/** A promise for what happens next, again and again. */
+function signalOnce(): { promise: Promise<void>; now(): void } {
+  let resolve: () => void;
+  const next = (): Promise<void> =>
+    new Promise((onResolve) => {
+      resolve = onResolve;
+    });
+  const signal = {
+    promise: next(),
+    now() {
+      resolve();
+      signal.promise = next();
+    },
+  };
+  return signal;
+}
+
+/** What comes later than the end of the signal is dropped. */
+function orAbort<Result>(promise: Promise<Result>, signal: AbortSignal, reason?: HoldfastError): Promise<Result> {
+  return new Promise((resolve, reject) => {
+    const abort = (): void =>
+      reject(reason ?? new HoldfastError('ERR_HOLDFAST_ABORTED', 'the mirrored region was closed meanwhile'));
+    if (signal.aborted) abort();
+    signal.addEventListener('abort', abort, { once: true });
+    const over = (): void => signal.removeEventListener('abort', abort);
+    promise.then(
+      (result) => {
+        over();
+        resolve(result);
+      },
+      (error: unknown) => {
+        over();
+        reject(error);
+      },
+    );
+  });
+}
+
+function overlaps(store: { address: number; lengthBytes: number }, range: AddressRange): boolean {
+  if (store.lengthBytes === 0 || range.lengthBytes === 0) return false;
+  return store.address < range.base + range.lengthBytes && range.base < store.address + store.lengthBytes;
+}
+
+function checkWord(address: number): void {
+  if (Number.isSafeInteger(address) && address % WORD_BYTES === 0) return;
+  throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `${address} is not a multiple of ${WORD_BYTES}`);
+}
+
+function guardFails({ address, expected }: Guard, found: bigint): HoldfastError {
+  return new HoldfastError(
+    'ERR_HOLDFAST_FENCED',
+    `the guard at ${address} is ${found}, and not ${expected}: another writer was here; nothing was stored`,
+  );
+}
+
+function parse(text: string): Standing | undefined {
+  if (text === '') return undefined;
+  const standing = parseStanding(text);
+  if (standing !== undefined) return standing;
+  throw new HoldfastError(
+    'ERR_HOLDFAST_METADATA_MISMATCH',
+    'the register holds no record of a mirrored region; give each region a register of its own',
+  );
+}
+
+function asProblem(error: unknown): HoldfastError {
+  if (isHoldfastError(error)) return error;
+  return new HoldfastError('ERR_HOLDFAST_INTERNAL', error instanceof Error ? error.message : String(error), {
+    cause: error,
+  });
+}

@@ -1,0 +1,375 @@
+/**
+ * A mirrored region in the seeded simulation: two units, a register, and one writer after another, each started while the
+ * one before may still run (a zombie), stand still or be cut off from a unit. A phase with faults is followed by one in
+ * which all is healed: a new writer must be let in, both legs must be in sync again and alike. Each word's history is
+ * judged (history.ts): what was acknowledged was durable, so no power cut may take it back.
+ *
+ * One seed decides everything: the same seed leaves the same trace.
+ */
+import { HoldfastError, isHoldfastError } from '../base/errors.ts';
+import { MirroredAccess } from '../checkpoint/mirrored-access.ts';
+import { checkLinearizable } from './history.ts';
+import { Scheduler } from './scheduler.ts';
+import { SimulatedClock, SimulatedProcess } from './simulated-clock.ts';
+import { SimulatedRandom } from './simulated-random.ts';
+import {
+  legsOf,
+  type RegionClient,
+  type RegionWorld,
+  SimulatedRegionUnit,
+  SimulatedRegister,
+} from './simulated-region-units.ts';
+import { Histories, stamp } from './stamps.ts';
+import { Trace } from './trace.ts';
+
+const WORD_BYTES = 8;
+const WORDS = 48;
+/** Four to a line of memory: what is lost together does not belong together. */
+const WORD_STRIDE_BYTES = 16;
+const REGION_BYTES = WORDS * WORD_STRIDE_BYTES;
+const CHUNK_BYTES = 128;
+const FAULTS_MS = 1500;
+const LIVENESS_LIMIT_MS = 30_000;
+const WORKERS = 3;
+const LINES_MOST = 30;
+
+/** What became of one seed. */
+export interface RegionSimulationResult {
+  readonly seed: number;
+  /** Undefined if all held. */
+  readonly failure: string | undefined;
+  /** Same seed, same hash. */
+  readonly traceHash: string;
+  readonly operations: number;
+  readonly unended: number;
+  readonly faults: number;
+  /** Writers that were let in. */
+  readonly takeOvers: number;
+  readonly rebuilds: number;
+  /** The last lines of what happened. */
+  readonly trace: readonly string[];
+}
+
+/** Runs one seed. Throws nothing that a fault could bring about: what went wrong is in the result. */
+export async function simulateMirroredRegion(seed: number, keepLines = 0): Promise<RegionSimulationResult> {
+  const simulation = new MirroredRegionSimulation(seed, keepLines);
+  const failure = await simulation.run().catch((error: unknown) => {
+    return `the simulation broke: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`;
+  });
+  return simulation.result(failure);
+}
+
+interface Writer extends RegionClient {
+  readonly clock: SimulatedClock;
+  readonly random: SimulatedRandom;
+  access: MirroredAccess | undefined;
+  /** Words that it has stored and not yet made durable: it does not read them. */
+  readonly volatile: Set<number>;
+}
+
+class MirroredRegionSimulation {
+  readonly #seed: number;
+  readonly #world: RegionWorld;
+  readonly #trace: Trace;
+  readonly #random: SimulatedRandom;
+  readonly #histories = new Histories();
+  readonly #register: SimulatedRegister;
+  readonly #units: readonly [SimulatedRegionUnit, SimulatedRegionUnit];
+  readonly #writers: Writer[] = [];
+  #faults = 0;
+  #takeOvers = 0;
+  #rebuilds = 0;
+  #failure: string | undefined;
+  #isOver = false;
+
+  constructor(seed: number, keepLines: number) {
+    const scheduler = new Scheduler();
+    this.#seed = seed;
+    this.#random = new SimulatedRandom(seed, 'faults');
+    this.#trace = new Trace({ keepLines });
+    const note = (line: string): void => this.#trace.add(`${scheduler.nowUs} ${line}`);
+    this.#world = { scheduler, random: new SimulatedRandom(seed, 'world'), note };
+    this.#register = new SimulatedRegister(this.#world);
+    const unit = (leg: 0 | 1) =>
+      new SimulatedRegionUnit(this.#world, this.#register, `unit-${'ab'[leg]}`, leg, REGION_BYTES);
+    this.#units = [unit(0), unit(1)];
+  }
+
+  result(failure: string | undefined): RegionSimulationResult {
+    const operations = new Set([...this.#histories.blocks.values()].flat());
+    return {
+      seed: this.#seed,
+      failure: this.#failure ?? failure,
+      traceHash: this.#trace.hash(),
+      operations: this.#histories.operations,
+      unended: [...operations].filter(({ end }) => end === Number.POSITIVE_INFINITY).length,
+      faults: this.#faults,
+      takeOvers: this.#takeOvers,
+      rebuilds: this.#rebuilds,
+      trace: this.#trace.lastLines(),
+    };
+  }
+
+  async run(): Promise<string | undefined> {
+    const { scheduler } = this.#world;
+    this.#startWriter();
+    await scheduler.runFor(this.#random.between(20, 60));
+    this.#register.lossRate = this.#random.chance(0.5) ? 0.1 : 0;
+    const endMs = scheduler.nowMs + FAULTS_MS;
+    while (scheduler.nowMs < endMs && this.#failure === undefined) {
+      await scheduler.runFor(this.#random.between(1, 60));
+      this.#fault();
+    }
+    await this.#heal();
+    return this.#judge();
+  }
+
+  // Faults
+
+  #fault(): void {
+    this.#faults += 1;
+    const writer = this.#writers[this.#random.below(this.#writers.length)]!;
+    const newest = this.#writers.at(-1)!;
+    const unit = this.#units[this.#random.below(2)]!;
+    const draw = this.#random.below(100);
+    if (draw < 14) this.#startWriter();
+    else if (draw < 22) this.#kill(newest);
+    else if (draw < 30) this.#pause(writer);
+    else if (draw < 45) {
+      this.#world.note(`the session of ${writer.name} with ${unit.name} breaks`);
+      unit.breakSession(writer);
+    } else if (draw < 58) this.#cutOff(writer, unit);
+    else if (draw < 66) unit.crash();
+    else if (draw < 78) unit.crashAtStore(1 + this.#random.below(20));
+    else if (draw < 84) unit.voidKeys();
+    else if (draw < 90) this.#cutFromRegister(writer);
+    else {
+      unit.failNext = (['write', 'persist', 'read'] as const)[this.#random.below(3)];
+      this.#world.note(`${unit.name} is to fail to ${unit.failNext}`);
+    }
+    for (const each of this.#units) this.#restart(each);
+    if (!newest.process.alive) this.#startWriter();
+  }
+
+  #restart(unit: SimulatedRegionUnit): void {
+    if (!unit.isUp) this.#later(this.#random.between(5, 150), () => unit.start());
+  }
+
+  #kill(writer: Writer): void {
+    this.#world.note(`${writer.name} is killed`);
+    writer.process.kill();
+    for (const unit of this.#units) unit.breakSession(writer);
+  }
+
+  #pause(writer: Writer): void {
+    this.#world.note(`${writer.name} stands still`);
+    writer.process.pause();
+    this.#later(this.#random.between(1, 200), () => writer.process.resume());
+  }
+
+  #cutOff(writer: Writer, unit: SimulatedRegionUnit): void {
+    this.#world.note(`${writer.name} is cut off from ${unit.name}`);
+    unit.cut(writer);
+    this.#later(this.#random.between(1, 300), () => unit.mend(writer));
+  }
+
+  #cutFromRegister(writer: Writer): void {
+    this.#world.note(`${writer.name} is cut off from the register`);
+    writer.isCutFromRegister = true;
+    this.#later(this.#random.between(1, 300), () => {
+      writer.isCutFromRegister = false;
+    });
+  }
+
+  #later(delayMs: number, action: () => void): void {
+    this.#world.scheduler.schedule(delayMs * 1000, action);
+  }
+
+  // Writers
+
+  #startWriter(): Writer {
+    const name = `w${this.#writers.length}`;
+    const process = new SimulatedProcess(name);
+    const random = new SimulatedRandom(this.#seed, name);
+    const clock = new SimulatedClock(this.#world.scheduler, process, random.between(0, 1e6));
+    const writer: Writer = {
+      name,
+      process,
+      random,
+      clock,
+      isCutFromRegister: false,
+      access: undefined,
+      volatile: new Set(),
+    };
+    this.#world.note(`${name} starts`);
+    this.#writers.push(writer);
+    void this.#live(writer);
+    return writer;
+  }
+
+  /** Until another has taken over. */
+  async #live(writer: Writer): Promise<void> {
+    while (this.#writers.at(-1) === writer && !this.#isOver) {
+      try {
+        writer.access = await this.#open(writer);
+      } catch (error) {
+        this.#world.note(`${writer.name} is not let in: ${codeOf(error)}`);
+        await this.#pass(writer, writer.random.between(5, 40));
+        continue;
+      }
+      this.#takeOvers += 1;
+      this.#world.note(`${writer.name} is let in`);
+      await Promise.all(Array.from({ length: WORKERS }, () => this.#work(writer, writer.access!)));
+      this.#world.note(`${writer.name} ends: ${writer.access.failure?.code}`);
+      writer.volatile.clear();
+    }
+  }
+
+  #open(writer: Writer): Promise<MirroredAccess> {
+    return MirroredAccess.open({
+      environment: writer,
+      legs: legsOf(this.#units, writer),
+      arbiter: this.#register.arbiterOf(writer),
+      writer: writer.name,
+      legMs: 50,
+      retryMs: 100,
+      chunkBytes: CHUNK_BYTES,
+      maxInFlight: 4,
+      onStatus: ({ rebuild }) => {
+        if (rebuild?.doneBytes === 0) this.#rebuilds += 1;
+      },
+    });
+  }
+
+  async #work(writer: Writer, access: MirroredAccess): Promise<void> {
+    const { random } = writer;
+    while (access.open && !this.#isOver) {
+      const word = random.below(WORDS);
+      const count = 1 + random.below(Math.min(4, WORDS - word));
+      try {
+        const draw = random.below(10);
+        if (draw < 4) await this.#readOne(writer, access, word);
+        else if (draw < 8) await this.#write(writer, access, word, count, true);
+        else if (draw < 9) await this.#write(writer, access, word, count, false);
+        else await this.#swap(access, word);
+      } catch (error) {
+        if (access.open && !isHoldfastError(error, 'ERR_HOLDFAST_NO_MAJORITY')) {
+          this.#failure ??= `${writer.name} is open, and a command fails: ${error instanceof Error ? error.stack : error}`;
+          return;
+        }
+      }
+      await this.#pass(writer, random.between(0, 4));
+    }
+  }
+
+  async #readOne(writer: Writer, access: MirroredAccess, word: number): Promise<void> {
+    if (writer.volatile.has(word)) return;
+    const operation = this.#histories.begin('read', word);
+    const bytes = new Uint8Array(WORD_BYTES);
+    await access.readConfirmed(addressOf(word), bytes);
+    if (!writer.volatile.has(word)) this.#histories.endRead(operation, bytes);
+  }
+
+  /** Ends when it is durable. */
+  async #write(writer: Writer, access: MirroredAccess, word: number, count: number, persist: boolean): Promise<void> {
+    const operation = this.#histories.begin('write', word, count);
+    const words = Array.from({ length: count }, (_, index) => word + index);
+    const bytes = new Uint8Array(WORD_STRIDE_BYTES * count);
+    stamp(bytes, operation.value);
+    if (!persist) for (const each of words) writer.volatile.add(each);
+    await access.write(addressOf(word), [bytes.subarray(0, 24), bytes.subarray(24)], { persist });
+    if (!persist) {
+      await access.persist(addressOf(word), bytes.length);
+      for (const each of words) writer.volatile.delete(each);
+    }
+    this.#histories.endWrite(operation, true);
+    this.#world.note(`${writer.name} has written ${operation.value} from word ${word} on`);
+  }
+
+  /** What it finds is not confirmed, so it is not judged; what it stores is. */
+  async #swap(access: MirroredAccess, word: number): Promise<void> {
+    const old = new Uint8Array(WORD_BYTES);
+    await access.read(addressOf(word), old);
+    const operation = this.#histories.begin('write', word);
+    const bytes = new Uint8Array(WORD_BYTES);
+    stamp(bytes, operation.value);
+    const [expected, desired] = [wordOf(old), wordOf(bytes)];
+    const found = await access.compareAndSwap(addressOf(word), expected, desired, { persist: true });
+    if (found === expected) this.#histories.endWrite(operation, true);
+  }
+
+  #pass(writer: Writer, delayMs: number): Promise<void> {
+    return new Promise((resolve) => writer.clock.setTimer(delayMs, resolve));
+  }
+
+  // The end
+
+  async #heal(): Promise<void> {
+    this.#world.note('all is healed');
+    this.#register.lossRate = 0;
+    for (const writer of this.#writers) {
+      writer.isCutFromRegister = false;
+      for (const unit of this.#units) unit.mend(writer);
+      if (this.#random.chance(0.5)) this.#kill(writer);
+      else writer.process.resume();
+    }
+    for (const unit of this.#units) {
+      unit.failNext = undefined;
+      unit.crash();
+      unit.start();
+    }
+    const last = this.#startWriter();
+    const isInSync = (): boolean => last.access?.status.legs.every(({ state }) => state === 'in-sync') === true;
+    await this.#until(isInSync, 'a new writer is let in, and both legs are in sync');
+    await this.#world.scheduler.runFor(50);
+    if (this.#failure !== undefined) return;
+    const { access } = last;
+    const all = Array.from({ length: WORDS }, (_, word) => this.#readOne(last, access!, word));
+    await this.#world.scheduler.runUntil(Promise.all(all), LIVENESS_LIMIT_MS);
+    this.#isOver = true;
+    await this.#world.scheduler.runFor(200);
+    await access!.close();
+    this.#compareLegs();
+  }
+
+  /** A store that was under way may be on one of them, as long as nobody was told. */
+  #compareLegs(): void {
+    const [first, second] = this.#units.map((unit) => {
+      const bytes = new Uint8Array(REGION_BYTES);
+      unit.read(0, bytes);
+      return bytes;
+    }) as [Uint8Array, Uint8Array];
+    if (Buffer.compare(first, second) !== 0) this.#failure ??= 'the legs differ in the end';
+  }
+
+  #judge(): string | undefined {
+    for (const [word, history] of this.#histories.blocks) {
+      const found = checkLinearizable(history);
+      if (found === undefined) continue;
+      const values = new Set(found.operations.map(({ value }) => value));
+      const about = history.filter(({ value }) => values.has(value)).slice(0, LINES_MOST);
+      return `word ${word}: ${found.rule}\n${about.map((operation) => JSON.stringify(operation)).join('\n')}`;
+    }
+    return undefined;
+  }
+
+  async #until(condition: () => boolean, what: string): Promise<void> {
+    const { scheduler } = this.#world;
+    const limitMs = scheduler.nowMs + LIVENESS_LIMIT_MS;
+    await scheduler.run(() => condition() || scheduler.nowMs >= limitMs || this.#failure !== undefined);
+    if (condition() || this.#failure !== undefined) return;
+    throw new HoldfastError('ERR_HOLDFAST_TIMEOUT', `not in time: ${what}`);
+  }
+}
+
+function addressOf(word: number): number {
+  return word * WORD_STRIDE_BYTES;
+}
+
+function wordOf(bytes: Uint8Array): bigint {
+  return new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true);
+}
+
+function codeOf(error: unknown): string {
+  return isHoldfastError(error) ? error.code : String(error);
+}
