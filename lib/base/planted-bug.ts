@@ -3,6 +3,7 @@
  * holdfast/testing plants; nothing that a user can set reaches this.
  */
 
+/** Those of the mirrored volume: its simulation finds them. */
 export const PLANTED_BUGS = [
   'acknowledged-before-peer',
   'view-written-late',
@@ -25,7 +26,23 @@ export const PLANTED_REGION_BUGS = [
   'take-over-without-compare',
 ] as const;
 
-export type PlantedBug = (typeof PLANTED_BUGS)[number] | (typeof PLANTED_REGION_BUGS)[number];
+/** Those of checkpoints: the exploration of store orders and the races of writer and reader find them. */
+export const PLANTED_CHECKPOINT_BUGS = [
+  'record-checksum-unchecked',
+  'append-acknowledged-before-persist',
+  'head-moved-before-durable',
+  'cursor-read-before-durable',
+  'fence-not-raised',
+  'slot-checksum-unchecked',
+  'slot-reused-before-persist',
+  'slots-looked-at-once',
+  'read-before-durable',
+] as const;
+
+export type PlantedBug =
+  | (typeof PLANTED_BUGS)[number]
+  | (typeof PLANTED_REGION_BUGS)[number]
+  | (typeof PLANTED_CHECKPOINT_BUGS)[number];
 
 let planted: PlantedBug | undefined;
 

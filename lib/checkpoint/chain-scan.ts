@@ -1,0 +1,173 @@
+/**
+ * Follows the chain of records in a region, reading ahead: as fast as the unit gives its bytes if there is much, with
+ * few bytes if there is little.
+ *
+ * A chunk is looked at as it was when it was read. What breaks off in it may have gone on since: then the next scan
+ * finds it.
+ */
+import { COMMAND_BYTES_MAX, type RegionRecord, type RingPosition } from './layout.ts';
+import type { RegionAccess } from './one-sided.ts';
+import { formatWord, type RawRecord, stepChain } from './records.ts';
+
+const FIRST_CHUNK_BYTES = 64 * 1024;
+const CHUNKS_AHEAD = 4;
+
+export interface ScanOptions {
+  /** About as much as will be wanted: nothing is read ahead beyond it. */
+  readonly expectedBytes?: number;
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Gives each record of the chain from the place on to `visit` until that answers false; `takenBytes` is what it takes
+ * in the ring, with the wrap before it if there is one. Resolves with the place where it left off. One lap at most.
+ */
+export async function scanChain(
+  access: RegionAccess,
+  region: RegionRecord,
+  from: RingPosition,
+  visit: (record: RawRecord, after: RingPosition, takenBytes: number) => boolean,
+  options: ScanOptions = {},
+): Promise<RingPosition> {
+  const stream = new RingStream(access, region, from.offset, options);
+  const word = formatWord(region.formatId);
+  let place = from;
+  let neededBytes = 1;
+  let wrapBytes = 0;
+  /** Before a wrap that no record follows yet. */
+  let left = from;
+  try {
+    for (;;) {
+      if (stream.readyBytes < neededBytes && !(await stream.gather(neededBytes))) return left;
+      const step = stepChain(region, word, place, stream.bytes);
+      if (step.kind === 'end') return left;
+      if (step.kind === 'more') {
+        neededBytes = step.neededBytes;
+        continue;
+      }
+      neededBytes = 1;
+      stream.take(step.takenBytes);
+      place = step.after;
+      if (step.kind === 'wrap') {
+        wrapBytes = step.takenBytes;
+        continue;
+      }
+      left = place;
+      const goesOn = visit(step.record, place, wrapBytes + step.takenBytes);
+      wrapBytes = 0;
+      if (!goesOn) return place;
+    }
+  } finally {
+    await stream.close();
+  }
+}
+
+/** The bytes of the ring from an offset on, once round. */
+class RingStream {
+  readonly #access: RegionAccess;
+  readonly #region: RegionRecord;
+  readonly #options: ScanOptions;
+  /** Of what has been asked for last. */
+  #offset: number;
+  #unaskedBytes: number;
+  #chunkBytes = FIRST_CHUNK_BYTES;
+  #aheadBytes: number;
+  #ahead: Promise<Uint8Array>[] = [];
+  #bytes: Uint8Array = new Uint8Array();
+  /** Came with a chunk of which the beginning has been joined to `bytes`. */
+  #rest: Uint8Array = new Uint8Array();
+  #skipBytes = 0;
+
+  constructor(access: RegionAccess, region: RegionRecord, offset: number, options: ScanOptions) {
+    this.#access = access;
+    this.#region = region;
+    this.#offset = offset;
+    this.#options = options;
+    this.#unaskedBytes = region.dataBytes;
+    this.#aheadBytes = options.expectedBytes ?? region.dataBytes;
+  }
+
+  /** From where the stream is, as far as they are there in one piece. */
+  get bytes(): Uint8Array {
+    return this.#bytes;
+  }
+
+  get readyBytes(): number {
+    return this.#bytes.length;
+  }
+
+  /** Goes on behind them, whether they are there or not. */
+  take(lengthBytes: number): void {
+    this.#skipBytes += Math.max(0, lengthBytes - this.#bytes.length);
+    this.#bytes = this.#bytes.subarray(Math.min(lengthBytes, this.#bytes.length));
+    if (this.#bytes.length === 0) {
+      this.#bytes = this.#rest;
+      this.#rest = this.#rest.subarray(this.#rest.length);
+      this.#skip();
+    }
+  }
+
+  /** False if there are not so many, once round. */
+  async gather(lengthBytes: number): Promise<boolean> {
+    while (this.#bytes.length < lengthBytes) {
+      const chunk = this.#rest.length > 0 ? this.#rest : await this.#next();
+      this.#rest = chunk.subarray(chunk.length);
+      if (chunk.length === 0) return false;
+      if (this.#bytes.length === 0) {
+        this.#bytes = chunk;
+        this.#skip();
+      } else this.#join(chunk, lengthBytes);
+    }
+    return true;
+  }
+
+  /** Only as much as is needed: chunks are long, and records most often short. */
+  #join(chunk: Uint8Array, lengthBytes: number): void {
+    const bytes = this.#bytes;
+    const partBytes = Math.min(chunk.length, lengthBytes - bytes.length);
+    const joined = Buffer.allocUnsafe(bytes.length + partBytes);
+    joined.set(bytes);
+    joined.set(chunk.subarray(0, partBytes), bytes.length);
+    this.#bytes = joined;
+    this.#rest = chunk.subarray(partBytes);
+  }
+
+  #skip(): void {
+    const skipped = Math.min(this.#skipBytes, this.#bytes.length);
+    this.#skipBytes -= skipped;
+    this.#bytes = this.#bytes.subarray(skipped);
+  }
+
+  async #next(): Promise<Uint8Array> {
+    if (this.#ahead.length === 0 && !this.#ask()) return new Uint8Array();
+    const chunk = await this.#ahead[0]!;
+    this.#ahead.shift();
+    // There is more than one chunk, it seems.
+    while (this.#ahead.length < CHUNKS_AHEAD && this.#chunkBytes > FIRST_CHUNK_BYTES && this.#aheadBytes > 0)
+      if (!this.#ask()) break;
+    this.#chunkBytes = Math.min(this.#chunkBytes * 4, COMMAND_BYTES_MAX);
+    return chunk;
+  }
+
+  #ask(): boolean {
+    const { dataAddress, dataBytes } = this.#region;
+    const lengthBytes = Math.min(this.#chunkBytes, dataBytes - this.#offset, this.#unaskedBytes);
+    if (lengthBytes === 0) return false;
+    const target = new Uint8Array(Buffer.allocUnsafeSlow(lengthBytes).buffer);
+    const { signal } = this.#options;
+    const asked = this.#access
+      .read(dataAddress + this.#offset, target, signal === undefined ? undefined : { signal })
+      .then(() => target);
+    asked.catch(() => {});
+    this.#ahead.push(asked);
+    this.#offset = (this.#offset + lengthBytes) % dataBytes;
+    this.#unaskedBytes -= lengthBytes;
+    this.#aheadBytes -= lengthBytes;
+    return true;
+  }
+
+  /** What was read ahead in vain has come, or failed. */
+  async close(): Promise<void> {
+    await Promise.allSettled(this.#ahead);
+  }
+}
