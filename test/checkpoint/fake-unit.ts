@@ -3,7 +3,7 @@
  * the manager keeps to the unit's rules, and lets the manager die at a chosen step.
  */
 import { HoldfastError } from '../../lib/base/errors.ts';
-import { decodeDirectory, type Region } from '../../lib/checkpoint/region-directory.ts';
+import { decodeDirectory, type Region, SPACE_UNIT_BYTES } from '../../lib/checkpoint/region-directory.ts';
 import type { Extent, Grant, RevokedKeys, TranslationTable, UnitControl } from '../../lib/checkpoint/unit-control.ts';
 import { BaseDevice } from '../../lib/storage/base-device.ts';
 import type { Geometry } from '../../lib/storage/block-device.ts';
@@ -29,10 +29,27 @@ export interface Death {
 export class FakeMemory {
   readonly sizeBytes: number;
   readonly device: MemoryDevice;
+  /** Each region that was ever mapped, with the first bytes of all units of 64 KiB that it has had. */
+  readonly mapped = new Map<string, Set<number>>();
+  /** What a manager has done that it must not. */
+  readonly violations: string[] = [];
 
   constructor(sizeBytes: number) {
     this.sizeBytes = sizeBytes;
     this.device = new MemoryDevice({ sizeBytes, logicalBlockBytes: 512 });
+  }
+
+  /** Whatever a region gets reads as zeros: nobody finds there what another peer has left. */
+  async map({ region, extents }: TranslationTable): Promise<void> {
+    const units = this.mapped.get(region) ?? new Set();
+    this.mapped.set(region, units);
+    for (const { startBytes, lengthBytes } of extents)
+      for (let unit = startBytes; unit < startBytes + lengthBytes; unit += SPACE_UNIT_BYTES) {
+        if (units.has(unit)) continue;
+        units.add(unit);
+        if ((await this.bytes(unit, SPACE_UNIT_BYTES)).some((byte) => byte !== 0))
+          this.violations.push(`a region got space at ${unit} that was not zeroed`);
+      }
   }
 
   async bytes(offset: number, length: number): Promise<Uint8Array> {
@@ -91,6 +108,7 @@ export class FakeUnit {
 
   async install(tables: readonly TranslationTable[]): Promise<void> {
     this.tables = tables;
+    for (const table of tables) await this.memory.map(table);
     let dropped = 0;
     for (const [key, { region, range }] of this.keys) {
       const table = tables.find((each) => each.region === region);
@@ -108,11 +126,23 @@ export class FakeUnit {
       throw new HoldfastError('ERR_HOLDFAST_PEER_LOST', `there is no session with ${grant.peer}`);
     if (this.tables?.some(({ region }) => region === grant.region) !== true)
       throw new HoldfastError('ERR_HOLDFAST_NOT_FOUND', 'there is no such table');
+    await this.#checkGrant(grant);
     this.keys.set(grant.key, grant);
     const { range, rights, epoch } = grant;
     this.say(
       `  unit: key for ${grant.peer}: ${rights.join('+')} ${range.lengthBytes / KIB} KiB at ${range.base / KIB}, epoch ${epoch}`,
     );
+  }
+
+  async #checkGrant({ region, peer, epoch }: Grant): Promise<void> {
+    const stored = await storedDirectory(this.memory);
+    const found = stored?.directory.regions.find(({ id }) => id === region);
+    if (found?.epoch !== epoch) this.memory.violations.push(`a key of epoch ${epoch} where ${found?.epoch} is durable`);
+    for (const other of this.keys.values())
+      if (other.region === region && other.peer !== peer && other.rights.includes('write') && other.epoch < epoch)
+        this.memory.violations.push(
+          `a key of epoch ${epoch} for ${peer} beside one of ${other.epoch} for ${other.peer}`,
+        );
   }
 
   async revoke(keys: RevokedKeys): Promise<number> {
@@ -138,6 +168,7 @@ export class FakeUnit {
     if (startBytes < RECORDS_BYTES || startBytes + lengthBytes > this.memory.sizeBytes)
       throw new HoldfastError('ERR_HOLDFAST_OUT_OF_RANGE', 'this may not be erased');
     const mapped = (this.tables ?? []).flatMap(({ extents }) => extents);
+    if (mapped.some((other) => overlap(other, extent))) this.memory.violations.push('erased what a table maps');
     if (mapped.some((other) => overlap(other, extent)))
       throw new HoldfastError('ERR_HOLDFAST_BUSY', 'a table maps some of this');
     await this.memory.device.writeZeroes(startBytes, lengthBytes);
