@@ -136,6 +136,8 @@ export class MemoryManager implements AsyncDisposable {
   readonly #closed = new AbortController();
   #opened = false;
   #loaded: Loaded | undefined;
+  /** The unit has begun anew since the directory was read: what it has is what counts. */
+  #anew = false;
   /** The unit has the tables of the directory as it is. */
   #installed = false;
   /** Undefined before the first reading of the directory. */
@@ -152,7 +154,7 @@ export class MemoryManager implements AsyncDisposable {
     this.#control = options.control;
     this.#administrators = new Set(options.administrators);
     this.#control.apart?.onAnew(() => {
-      this.#installed = false;
+      this.#anew = true;
       if (this.#opened) void this.#restore();
     });
   }
@@ -423,6 +425,8 @@ export class MemoryManager implements AsyncDisposable {
   /** Whatever the unit still lacks of what the directory says. */
   async #settle(): Promise<void> {
     const { signal } = this.#closed;
+    if (this.#anew) this.#loaded = undefined;
+    this.#anew = false;
     this.#loaded ??= await this.#load();
     const { directory } = this.#loaded;
     this.#owed ??= directory.regions.map(({ id }) => ({ region: id }));

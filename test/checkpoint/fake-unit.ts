@@ -68,6 +68,8 @@ export class FakeUnit {
   readonly lines: string[] = [];
   tables: readonly TranslationTable[] | undefined;
   #told = 0;
+  /** Whose keys were left when a region was last taken over. */
+  readonly #takers = new Map<string, string>();
 
   constructor(memory: FakeMemory, sessions: Iterable<string> = []) {
     this.memory = memory;
@@ -138,11 +140,14 @@ export class FakeUnit {
     const stored = await storedDirectory(this.memory);
     const found = stored?.directory.regions.find(({ id }) => id === region);
     if (found?.epoch !== epoch) this.memory.violations.push(`a key of epoch ${epoch} where ${found?.epoch} is durable`);
-    for (const other of this.keys.values())
-      if (other.region === region && other.peer !== peer && other.rights.includes('write') && other.epoch < epoch)
+    const taker = this.#takers.get(region);
+    for (const other of this.keys.values()) {
+      if (other.region !== region || !other.rights.includes('write') || other.epoch >= epoch) continue;
+      if (other.peer !== peer && other.peer !== taker)
         this.memory.violations.push(
           `a key of epoch ${epoch} for ${peer} beside one of ${other.epoch} for ${other.peer}`,
         );
+    }
   }
 
   async revoke(keys: RevokedKeys): Promise<number> {
@@ -158,6 +163,7 @@ export class FakeUnit {
       this.keys.delete(key);
       count += 1;
     }
+    if (keys.exceptPeer !== undefined) this.#takers.set(keys.region, keys.exceptPeer);
     const whose = keys.peer ?? (keys.exceptPeer === undefined ? 'everybody' : `all but ${keys.exceptPeer}`);
     this.say(`  unit: ${count} keys of ${whose} revoked${keys.right ? `, those to ${keys.right}` : ''}`);
     return count;
