@@ -287,7 +287,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   async watch(address: number, lengthBytes: number, since: number, options: CommandOptions = {}): Promise<number> {
     this.#checkRange(address, lengthBytes);
     for (;;) {
-      const [leg, access] = await this.#source(options.signal);
+      const [leg, access] = this.#sourceNow() ?? (await this.#source(options.signal));
       if (this.#watched !== access) {
         this.#watched = access;
         this.#watchBase = this.#watchHighest === 0 ? 0 : this.#watchHighest + 1;
@@ -318,7 +318,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
 
   async #read(address: number, target: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
     for (;;) {
-      const [leg, access] = await this.#source(signal);
+      // No wait before the first try: what is called next must not overtake it.
+      const [leg, access] = this.#sourceNow() ?? (await this.#source(signal));
       try {
         await access.read(address, target, signal === undefined ? {} : { signal });
         break;
@@ -457,11 +458,16 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     for (;;) {
       if (this.#failure !== undefined) throw this.#failure;
       throwIfAborted(signal, 'the read');
-      const leg = this.#machine.source;
-      const access = leg === undefined ? undefined : this.#accesses[leg];
-      if (leg !== undefined && access !== undefined) return [leg, access];
+      const source = this.#sourceNow();
+      if (source !== undefined) return source;
       await this.#changed.promise;
     }
+  }
+
+  #sourceNow(): [Leg, RegionAccess] | undefined {
+    const leg = this.#machine.source;
+    const access = leg === undefined ? undefined : this.#accesses[leg];
+    return leg === undefined || access === undefined ? undefined : [leg, access];
   }
 
   /** The leg is out, unless it was the caller's fault. */

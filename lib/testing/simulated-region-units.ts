@@ -144,7 +144,7 @@ export class SimulatedRegionUnit {
   readonly #keys = new Set<Key>();
   #face: UnitMemory | undefined;
   #starts = 0;
-  #changes = 0;
+  #changes = 1;
   /** The manager lets in one at a time. */
   #admission: Promise<unknown> = Promise.resolve();
   #wake: (() => void)[] = [];

@@ -1,0 +1,377 @@
+/** A mirrored region: what its writer is told when legs, the register or the writer itself fail. */
+import { describe, expect, test } from 'vitest';
+import type { MirroredAccess } from '../../lib/checkpoint/mirrored-access.ts';
+import { codeOf, REGION_BYTES, Stage } from './mirror-stage.ts';
+
+const file = (name: string) => new URL(`transcripts/mirrored-${name}.txt`, import.meta.url).pathname;
+const NO_COPY = 'ERR_HOLDFAST_NO_UP_TO_DATE_COPY';
+
+async function rejection(promise: Promise<unknown>): Promise<string> {
+  return promise.then(
+    () => 'no error',
+    (error: unknown) => codeOf(error),
+  );
+}
+
+describe('transcripts', () => {
+  test('opened for the first time, written and read', async () => {
+    const stage = new Stage();
+    const access = await stage.open(stage.client('w'));
+    await stage.until(stage.write(access, 0, 1));
+    expect([stage.peek(stage.a, 0), stage.peek(stage.b, 0)]).toEqual([1, 1]);
+    expect(await stage.read(access, 0)).toBe(1);
+    await expect(stage.transcript).toMatchFileSnapshot(file('first'));
+  });
+
+  test('a leg is lost while a write is under way, comes back and is rebuilt while writes go on', async () => {
+    const stage = new Stage();
+    const access = await stage.open(stage.client('w'));
+    await stage.until(stage.write(access, 0, 1));
+    stage.b.crashAtStore(1);
+    await stage.until(stage.write(access, 64, 2));
+    await stage.until(stage.write(access, 128, 3));
+    stage.b.start();
+    for (let value = 4; access.status.legs[1].state !== 'in-sync' && value < 250; value++)
+      await stage.until(stage.write(access, 64 * (value % 60), value));
+    const copies = [stage.a, stage.b].map((unit) => {
+      const bytes = new Uint8Array(REGION_BYTES);
+      unit.read(0, bytes);
+      return bytes;
+    });
+    expect(copies[0]).toEqual(copies[1]);
+    await expect(stage.transcript).toMatchFileSnapshot(file('leg-lost-and-back'));
+  });
+
+  test('the writer stands still, another takes over: a late write is refused', async () => {
+    const stage = new Stage();
+    const [slow, next] = [stage.client('slow'), stage.client('next')];
+    const access = await stage.open(slow);
+    await stage.until(stage.write(access, 0, 1));
+    stage.say('slow stands still');
+    slow.process.pause();
+    const taken = await stage.open(next);
+    expect(await stage.read(taken, 0)).toBe(1);
+    await stage.until(stage.write(taken, 0, 2));
+    stage.say('slow goes on');
+    slow.process.resume();
+    await stage.until(stage.write(access, 0, 3));
+    expect(await stage.read(taken, 0)).toBe(2);
+    await expect(stage.transcript).toMatchFileSnapshot(file('zombie'));
+  });
+
+  test('a zombie on the other side of a partition, with one unit: nothing of it is acknowledged', async () => {
+    const stage = new Stage();
+    const [old, next] = [stage.client('old'), stage.client('next')];
+    const access = await stage.open(old);
+    await stage.until(stage.write(access, 0, 1));
+    stage.say('old has unit-b alone, next has unit-a and the register');
+    stage.a.cut(old);
+    stage.b.cut(next);
+    old.isCutFromRegister = true;
+    const late = stage.write(access, 0, 2);
+    const taken = await stage.open(next);
+    expect(await stage.read(taken, 0)).toBe(1);
+    await stage.until(stage.write(taken, 64, 3));
+    stage.say('the partition is over');
+    stage.a.mend(old);
+    stage.b.mend(next);
+    old.isCutFromRegister = false;
+    await stage.until(late);
+    await stage.inSync(taken);
+    expect([stage.peek(stage.b, 0), stage.peek(stage.b, 64)]).toEqual([1, 3]);
+    await expect(stage.transcript).toMatchFileSnapshot(file('partition'));
+  });
+
+  test('the writer is killed with a write on one leg only: both legs are made alike', async () => {
+    const stage = new Stage();
+    const [first, next] = [stage.client('first'), stage.client('next')];
+    const access = await stage.open(first);
+    await stage.until(stage.write(access, 0, 1));
+    stage.say('its session with unit-b hangs, and it is killed');
+    stage.b.cut(first);
+    void stage.write(access, 0, 2);
+    first.isCutFromRegister = true;
+    await stage.pass(80);
+    first.process.kill();
+    expect([stage.peek(stage.a, 0), stage.peek(stage.b, 0)].sort()).toEqual([1, 2]);
+    const taken = await stage.open(next);
+    expect(await stage.read(taken, 0)).toBe(2);
+    expect([stage.peek(stage.a, 0), stage.peek(stage.b, 0)]).toEqual([2, 2]);
+    await expect(stage.transcript).toMatchFileSnapshot(file('write-on-one-leg'));
+  });
+
+  test('a leg is lost while the other one is rebuilt: no copy is left, and it says so', async () => {
+    const stage = new Stage();
+    const [first, next] = [stage.client('first'), stage.client('next')];
+    const access = await stage.open(first);
+    stage.b.crash();
+    await stage.until(stage.write(access, 0, 1));
+    stage.b.start();
+    const limitMs = stage.scheduler.nowMs + 5000;
+    await stage.scheduler.run(() => access.status.rebuild !== undefined || stage.scheduler.nowMs > limitMs);
+    expect(access.status.rebuild?.unit).toBe('unit-b');
+    stage.a.crash();
+    await stage.until(stage.write(access, 64, 2));
+    expect(access.failure?.code).toBe(NO_COPY);
+    expect(access.failure?.message).toContain('unit-b is out of sync, and is not used');
+    expect(await rejection(stage.open(next))).toBe(NO_COPY);
+    stage.say('the one in sync is back');
+    stage.a.start();
+    const taken = await stage.open(next);
+    expect(await stage.read(taken, 0)).toBe(1);
+    await stage.inSync(taken);
+    await expect(stage.transcript).toMatchFileSnapshot(file('lost-while-rebuilding'));
+  });
+});
+
+async function opened(): Promise<{ stage: Stage; access: MirroredAccess }> {
+  const stage = new Stage();
+  return { stage, access: await stage.open(stage.client('w')) };
+}
+
+describe('a leg fails', () => {
+  test('before a write', async () => {
+    const { stage, access } = await opened();
+    stage.a.crash();
+    await stage.until(stage.write(access, 0, 1));
+    expect(stage.register.value).toMatch(/^HFM1 1 b /);
+    expect(await stage.read(access, 0)).toBe(1);
+  });
+
+  test('to persist a write: it is out before the write is acknowledged', async () => {
+    const { stage, access } = await opened();
+    stage.b.failNext = 'persist';
+    await stage.until(access.write(0, [new Uint8Array(64).fill(1)], { persist: true }));
+    expect(stage.register.value).toMatch(/^HFM1 1 a /);
+    expect(access.status.legs[1].problem?.code).toBe('ERR_HOLDFAST_FLUSH_FAILED');
+    await stage.inSync(access);
+    expect(stage.peek(stage.b, 0)).toBe(1);
+  });
+
+  test('after a write, while nothing is written: a read is given by the other one', async () => {
+    const { stage, access } = await opened();
+    await stage.until(stage.write(access, 0, 1));
+    stage.a.failNext = 'read';
+    expect(await stage.read(access, 0)).toBe(1);
+    expect(stage.register.value).toMatch(/^HFM1 1 b /);
+  });
+
+  test('and the register cannot be changed: the write waits, and can be given up', async () => {
+    const stage = new Stage();
+    const client = stage.client('w');
+    const access = await stage.open(client);
+    client.isCutFromRegister = true;
+    stage.b.crash();
+    const controller = new AbortController();
+    const given = rejection(access.write(0, [new Uint8Array(8)], { persist: true, signal: controller.signal }));
+    const waits = stage.write(access, 64, 2);
+    await stage.pass(2000);
+    expect(stage.lines).not.toContain('   2 at 64 is acknowledged');
+    expect(access.status.problem?.code).toBe('ERR_HOLDFAST_NO_MAJORITY');
+    controller.abort();
+    expect(await stage.until(given)).toBe('ERR_HOLDFAST_ABORTED');
+    client.isCutFromRegister = false;
+    await stage.until(waits);
+    expect(stage.lines).toContain('   2 at 64 is acknowledged');
+    expect(access.status.problem).toBeUndefined();
+  });
+
+  test('both: it ends, and what was acknowledged is there when they are back', async () => {
+    const { stage, access } = await opened();
+    await stage.until(stage.write(access, 0, 1));
+    stage.a.crash();
+    stage.b.crash();
+    expect(await stage.until(rejection(access.write(0, [new Uint8Array(8)], { persist: true })))).toBe(NO_COPY);
+    expect(access.open).toBe(false);
+    expect(await rejection(access.read(0, new Uint8Array(8)))).toBe(NO_COPY);
+    const next = stage.client('next');
+    expect(await rejection(stage.open(next))).toBe(NO_COPY);
+    stage.a.start();
+    stage.b.start();
+    expect(await stage.read(await stage.open(next), 0)).toBe(1);
+  });
+
+  test('its manager voids all keys: it is rebuilt', async () => {
+    const { stage, access } = await opened();
+    stage.b.voidKeys();
+    await stage.until(stage.write(access, 0, 1));
+    expect(stage.register.value).toMatch(/^HFM1 1 a /);
+    await stage.inSync(access);
+    expect(stage.register.value).toMatch(/^HFM1 1 ab /);
+    expect(stage.peek(stage.b, 0)).toBe(1);
+  });
+});
+
+describe('opening', () => {
+  test('the first time needs both units', async () => {
+    const stage = new Stage();
+    stage.b.crash();
+    expect(await rejection(stage.open(stage.client('w')))).toBe(NO_COPY);
+    expect(stage.register.value).toBe('');
+  });
+
+  test('a stale leg alone is not opened', async () => {
+    const { stage, access } = await opened();
+    stage.b.crash();
+    await stage.until(stage.write(access, 0, 1));
+    stage.a.crash();
+    stage.b.start();
+    expect(await rejection(stage.open(stage.client('next')))).toBe(NO_COPY);
+  });
+
+  test('without a majority it fails', async () => {
+    const stage = new Stage();
+    const client = stage.client('w');
+    client.isCutFromRegister = true;
+    expect(await rejection(stage.open(client))).toBe('ERR_HOLDFAST_NO_MAJORITY');
+  });
+
+  test('legs of different sizes are refused', async () => {
+    const stage = new Stage([4096, 8192]);
+    expect(await rejection(stage.open(stage.client('w')))).toBe('ERR_HOLDFAST_SETTINGS_DIFFER');
+  });
+
+  test('a register of something else is left alone', async () => {
+    const stage = new Stage();
+    stage.register.value = 'view 7';
+    expect(await rejection(stage.open(stage.client('w')))).toBe('ERR_HOLDFAST_METADATA_MISMATCH');
+    expect(stage.register.value).toBe('view 7');
+  });
+
+  test('a unit that never answers counts as away after a while', async () => {
+    const { stage, access } = await opened();
+    await access.close();
+    const client = stage.client('next');
+    const units = [stage.a, stage.b] as const;
+    const legs = {
+      units: ['unit-a', 'unit-b'] as const,
+      open: (leg: 0 | 1, purpose: 'take-over' | 'rebuild' | 'read') =>
+        leg === 1 ? new Promise<never>(() => {}) : units[leg].open(client, purpose),
+    };
+    const next = await stage.open(client, { legs, legMs: 300 });
+    expect(next.status.legs[1].problem?.code).toBe('ERR_HOLDFAST_TIMEOUT');
+    expect(stage.register.value).toMatch(/^HFM1 2 a /);
+  });
+
+  test('it is cancelled', async () => {
+    const stage = new Stage();
+    const controller = new AbortController();
+    const opening = rejection(stage.opening(stage.client('w'), { signal: controller.signal }));
+    controller.abort();
+    expect(await stage.until(opening)).toBe('ERR_HOLDFAST_ABORTED');
+  });
+});
+
+describe('commands', () => {
+  const word = (value: bigint): Uint8Array => {
+    const bytes = new Uint8Array(8);
+    new DataView(bytes.buffer).setBigUint64(0, value, true);
+    return bytes;
+  };
+
+  test('are executed in the order of the calls, also those that read before they store', async () => {
+    const { stage, access } = await opened();
+    const seen = new Uint8Array(8);
+    const results = Promise.all([
+      access.write(0, [word(1n)]),
+      access.compareAndSwap(0, 1n, 2n),
+      access.compareAndSwap(0, 1n, 3n),
+      access.write(8, [word(7n)], { guard: { address: 0, expected: 2n } }),
+      access.write(0, [word(4n)]),
+      access.read(0, seen),
+      access.write(0, [word(5n)]),
+      access.compareAndSwap(0, 5n, 6n, { persist: true }),
+    ]);
+    const [, first, second, , , , , last] = await stage.until(results);
+    expect([first, second, last]).toEqual([1n, 2n, 5n]);
+    expect([seen[0], stage.peek(stage.a, 0), stage.peek(stage.b, 0)]).toEqual([4, 6, 6]);
+    expect([stage.peek(stage.a, 8), stage.peek(stage.b, 8)]).toEqual([7, 7]);
+  });
+
+  test('a guard that does not hold stores nothing, on neither leg', async () => {
+    const { stage, access } = await opened();
+    const guarded = access.write(8, [word(7n)], { guard: { address: 0, expected: 2n } });
+    expect(await stage.until(rejection(guarded))).toBe('ERR_HOLDFAST_FENCED');
+    expect([stage.peek(stage.a, 8), stage.peek(stage.b, 8)]).toEqual([0, 0]);
+    expect(access.open).toBe(true);
+  });
+
+  test('a read does not end before the write that it has seen is acknowledged', async () => {
+    const stage = new Stage();
+    const client = stage.client('w');
+    const access = await stage.open(client);
+    client.isCutFromRegister = true;
+    stage.b.crash();
+    const bytes = new Uint8Array(8);
+    let ended = 0;
+    const count = () => {
+      ended += 1;
+    };
+    const both = [access.write(0, [word(9n)], { persist: true }).then(count), access.read(0, bytes).then(count)];
+    await stage.pass(1000);
+    expect([ended, stage.peek(stage.a, 0)]).toEqual([0, 9]);
+    client.isCutFromRegister = false;
+    await stage.until(Promise.all(both));
+    expect(bytes[0]).toBe(9);
+  });
+
+  test('are refused out of range, and where there is no word', async () => {
+    const { access } = await opened();
+    const outside: Promise<unknown>[] = [
+      access.read(REGION_BYTES - 4, new Uint8Array(8)),
+      access.write(-8, [word(1n)]),
+      access.persist(0, REGION_BYTES + 1),
+      access.watch(0.5, 8, 0),
+      access.compareAndSwap(REGION_BYTES, 0n, 1n),
+    ];
+    for (const each of outside) expect(await rejection(each)).toBe('ERR_HOLDFAST_OUT_OF_RANGE');
+    expect(await rejection(access.compareAndSwap(4, 0n, 1n))).toBe('ERR_HOLDFAST_BAD_ARGUMENT');
+  });
+
+  test('are refused when too many wait, and none of those is lost', async () => {
+    const stage = new Stage();
+    const access = await stage.open(stage.client('w'), { maxInFlight: 2, maxWaiting: 3 });
+    const codes = Array.from({ length: 7 }, (_, index) => rejection(access.write(8 * index, [word(1n)])));
+    expect(await stage.until(Promise.all(codes))).toEqual([
+      ...Array.from({ length: 5 }, () => 'no error'),
+      'ERR_HOLDFAST_QUEUE_FULL',
+      'ERR_HOLDFAST_QUEUE_FULL',
+    ]);
+    await stage.until(access.write(0, [word(2n)]));
+  });
+
+  test('one that waits can be taken back, those behind it go on', async () => {
+    const stage = new Stage();
+    const access = await stage.open(stage.client('w'), { maxInFlight: 1 });
+    const controller = new AbortController();
+    const first = access.write(0, [word(1n)]);
+    const second = rejection(access.write(8, [word(2n)], { signal: controller.signal }));
+    const third = access.write(16, [word(3n)]);
+    controller.abort();
+    await stage.until(Promise.all([first, third]));
+    expect(await second).toBe('ERR_HOLDFAST_ABORTED');
+    expect([stage.peek(stage.a, 8), stage.peek(stage.b, 16)]).toEqual([0, 3]);
+  });
+
+  test('a watch moves to the other leg when the first one fails', async () => {
+    const { stage, access } = await opened();
+    const since = await stage.until(access.watch(0, 8, 0));
+    const told = access.watch(0, 8, since);
+    stage.a.crash();
+    const moved = await stage.until(told);
+    expect(moved).toBeGreaterThan(since);
+    const next = access.watch(0, 8, moved);
+    await stage.until(stage.write(access, 0, 1));
+    expect(await stage.until(next)).toBeGreaterThan(moved);
+  });
+
+  test('fail once it is closed; nothing is left over', async () => {
+    const { stage, access } = await opened();
+    const write = rejection(access.write(0, [word(1n)]));
+    await access.close();
+    expect(await write).toBe('ERR_HOLDFAST_CLOSED');
+    expect(await rejection(access.read(0, new Uint8Array(8)))).toBe('ERR_HOLDFAST_CLOSED');
+    await stage.pass(1000);
+    expect(await stage.scheduler.run(() => false)).toBe('idle');
+  });
+});
