@@ -116,9 +116,23 @@ const exported = z.strictObject({
   allowRemote: z.boolean().default(false),
 });
 
+const peerNames = z.array(name).max(16, 'has more than 16 names');
+
+/** Memory that peers read and write by one-sided commands, named as its node is. */
+const memoryUnit = z.strictObject({
+  file: path,
+  sizeBytes: size({ min: 2 * MIB, max: 128 * KIB ** 4 }),
+  means: z.enum(['auto', 'map-sync', 'msync', 'cache-flush']).default('auto'),
+  /** The node that keeps its regions and gives the keys; default: its own. */
+  manager: name.optional(),
+  administrators: peerNames.default([]),
+  /** Default: every peer may create regions. */
+  creators: peerNames.optional(),
+});
+
 const node = z.strictObject({
   name,
-  /** Where the others reach it, best path first. */
+  /** Where the others reach it, best path first. Without any it only dials: a client. */
   addresses: z.array(address).max(8, 'has more than 8 addresses').default([]),
   /** Where it listens, if that is not the first of its addresses (behind a translated address, say). */
   listen: address.optional(),
@@ -126,6 +140,7 @@ const node = z.strictObject({
   engine: z.enum(['auto', 'io_uring', 'threads']).default('auto'),
   direct: z.enum(['auto', 'required', 'off']).default('auto'),
   exports: z.array(exported).max(1024, 'has more than 1024 exports').default([]),
+  memoryUnit: memoryUnit.optional(),
 });
 
 export const configSchema = z.strictObject({

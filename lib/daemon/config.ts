@@ -8,6 +8,7 @@ import { dirname, resolve } from 'node:path';
 import type { z } from 'zod';
 import { HoldfastError } from '../base/errors.ts';
 import { type Address, formatAddress } from '../base/network.ts';
+import type { PersistMeans } from '../storage/region.ts';
 import { isLocalAddress } from './address.ts';
 import {
   type ClusterSettings,
@@ -61,8 +62,23 @@ export interface ExportConfig {
   readonly allowRemote: boolean;
 }
 
+export interface MemoryUnitConfig {
+  /** Name of the unit, and of its node. */
+  readonly unit: string;
+  /** As the configuration has it; absolute on the unit's own node. */
+  readonly file: string;
+  readonly sizeBytes: number;
+  readonly means: 'auto' | PersistMeans;
+  /** The node that has the manager. */
+  readonly manager: string;
+  readonly administrators: readonly string[];
+  /** Undefined: every peer. */
+  readonly creators: readonly string[] | undefined;
+}
+
 export interface PeerConfig {
   readonly name: string;
+  /** None: it is a client, and dials. */
   readonly addresses: readonly Address[];
 }
 
@@ -87,6 +103,10 @@ export interface NodeConfig {
   /** Those that this node has a vote in and no copy of. */
   readonly tieBreakerOf: readonly VolumeConfig[];
   readonly exports: readonly ExportConfig[];
+  /** The unit that this node has. */
+  readonly memoryUnit: MemoryUnitConfig | undefined;
+  /** The unit whose manager this node has: its own, or another node's. */
+  readonly managerOf: MemoryUnitConfig | undefined;
 }
 
 /** Parses and checks a whole configuration. Throws ERR_HOLDFAST_CONFIG with a line for each problem. */
@@ -107,6 +127,9 @@ export function nodeConfig(source: string, settings: ClusterSettings, nodeName?:
   const node = chooseNode(source, settings, nodeName ?? settings.node);
   const folder = dirname(resolve(source));
   const absolute = (path: string) => resolve(folder, path);
+  const listen = node.listen ?? node.addresses[0];
+  const others = settings.nodes.filter((other) => other !== node);
+  const units = settings.nodes.flatMap((each) => memoryUnitConfig(each, node.name, absolute));
   return {
     source,
     cluster: settings.cluster,
@@ -115,8 +138,11 @@ export function nodeConfig(source: string, settings: ClusterSettings, nodeName?:
     link: settings.link,
     heartbeatMs: settings.heartbeatMs,
     leaseMs: settings.leaseMs,
-    listen: node.listen ?? node.addresses[0],
-    peers: settings.nodes.filter((other) => other !== node).map(({ name, addresses }) => ({ name, addresses })),
+    listen,
+    // Two nodes that only dial never meet.
+    peers: others
+      .filter(({ addresses }) => listen !== undefined || addresses.length > 0)
+      .map(({ name, addresses }) => ({ name, addresses })),
     control: absolute(node.control ?? `${node.name}.control.sock`),
     engine: node.engine,
     direct: node.direct,
@@ -127,7 +153,19 @@ export function nodeConfig(source: string, settings: ClusterSettings, nodeName?:
       .filter((volume) => volume.tieBreaker?.node === node.name)
       .map((volume) => volumeConfig(volume, node.name, absolute)),
     exports: node.exports.map((exported) => exportConfig(exported, absolute)),
+    memoryUnit: units.find(({ unit }) => unit === node.name),
+    managerOf: units.find(({ manager }) => manager === node.name),
   };
+}
+
+function memoryUnitConfig(
+  { name, memoryUnit }: NodeSettings,
+  own: string,
+  absolute: (path: string) => string,
+): MemoryUnitConfig[] {
+  if (memoryUnit === undefined) return [];
+  const { file, manager = name, creators, ...rest } = memoryUnit;
+  return [{ ...rest, unit: name, file: name === own ? absolute(file) : file, manager, creators }];
 }
 
 function chooseNode(source: string, settings: ClusterSettings, nodeName: string | undefined): NodeSettings {
@@ -283,16 +321,26 @@ function crossCheck(settings: ClusterSettings): ConfigProblem[] {
     ...doubled(settings.volumes.map((volume, index) => [volume.id, ['volumes', index, 'id']])),
     ...settings.volumes.flatMap((_, index) => checkVolume(settings, index)),
     ...checkPlaces(settings),
-    ...settings.nodes.flatMap((_, index) => [...checkAddresses(settings, index), ...checkExports(settings, index)]),
+    ...settings.nodes.flatMap((_, index) => [
+      ...checkAddresses(settings, index),
+      ...checkExports(settings, index),
+      ...checkMemoryUnit(settings, index),
+    ]),
+    ...doubled(
+      settings.nodes.flatMap(({ name, memoryUnit }, index): Named[] =>
+        memoryUnit ? [[memoryUnit.manager ?? name, ['nodes', index, 'memoryUnit', 'manager']]] : [],
+      ),
+      'manages a unit already; a node manages one',
+    ),
   ];
 }
 
 type Named = readonly [value: string, path: ConfigPath];
 
-function doubled(values: readonly Named[]): ConfigProblem[] {
+function doubled(values: readonly Named[], problem = 'is used twice; give each its own'): ConfigProblem[] {
   const seen = new Set<string>();
   return values.flatMap(([value, path]) => {
-    if (seen.has(value)) return [{ path, message: `"${value}" is used twice; give each its own` }];
+    if (seen.has(value)) return [{ path, message: `"${value}" ${problem}` }];
     seen.add(value);
     return [];
   });
@@ -379,6 +427,8 @@ function checkPlaces(settings: ClusterSettings): ConfigProblem[] {
   for (const [index, { tieBreaker }] of settings.volumes.entries())
     if (tieBreaker !== undefined)
       places.push([`${tieBreaker.node}:${tieBreaker.stateFile}`, ['volumes', index, 'tieBreaker', 'stateFile']]);
+  for (const [index, { name, memoryUnit }] of settings.nodes.entries())
+    if (memoryUnit !== undefined) places.push([`${name}:${memoryUnit.file}`, ['nodes', index, 'memoryUnit', 'file']]);
   for (const [index, node] of settings.nodes.entries())
     for (const [place, exported] of node.exports.entries())
       if (exported.device !== undefined)
@@ -389,7 +439,7 @@ function checkPlaces(settings: ClusterSettings): ConfigProblem[] {
 function checkAddresses(settings: ClusterSettings, index: number): ConfigProblem[] {
   const node = settings.nodes[index]!;
   const problems: ConfigProblem[] = [];
-  if (settings.nodes.length > 1 && node.addresses.length === 0)
+  if (settings.nodes.length > 1 && node.addresses.length === 0 && !isClient(settings, node))
     problems.push({ path: ['nodes', index, 'addresses'], message: 'is missing; say where the others reach this node' });
   const own: Named[] = node.addresses.map((address, place) => [
     formatAddress(address),
@@ -400,6 +450,29 @@ function checkAddresses(settings: ClusterSettings, index: number): ConfigProblem
     exportAddresses.set(formatAddress(exported.address), ['nodes', index, 'exports', place, 'address']);
   if (node.control !== undefined) own.push([`unix:${node.control}`, ['nodes', index, 'control']]);
   return [...problems, ...doubled([...own, ...exportAddresses])];
+}
+
+/** Nobody has to reach it. */
+function isClient(settings: ClusterSettings, { name, memoryUnit }: NodeSettings): boolean {
+  const serves = (volume: VolumeSettings) =>
+    volume.tieBreaker?.node === name || volume.members.some((member) => member.node === name);
+  const manages = settings.nodes.some((other) => other.memoryUnit?.manager === name);
+  return memoryUnit === undefined && !manages && !settings.volumes.some(serves);
+}
+
+function checkMemoryUnit(settings: ClusterSettings, index: number): ConfigProblem[] {
+  const { memoryUnit } = settings.nodes[index]!;
+  if (memoryUnit === undefined) return [];
+  const names = settings.nodes.map((node) => node.name);
+  const { manager, administrators, creators = [] } = memoryUnit;
+  const named: Named[] = [
+    ...(manager === undefined ? [] : [[manager, ['manager']] as const]),
+    ...administrators.map((peer, place): Named => [peer, ['administrators', place]]),
+    ...creators.map((peer, place): Named => [peer, ['creators', place]]),
+  ];
+  return named
+    .filter(([peer]) => !names.includes(peer))
+    .map(([peer, path]) => ({ path: ['nodes', index, 'memoryUnit', ...path], message: noNode(peer, names) }));
 }
 
 function checkExports(settings: ClusterSettings, index: number): ConfigProblem[] {

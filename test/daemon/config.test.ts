@@ -7,10 +7,9 @@ import { nodeConfig, parseClusterConfig } from '../../lib/daemon/config.ts';
 import { configSchema } from '../../lib/daemon/config-schema.ts';
 
 const docs = readFileSync(fileURLToPath(new URL('../../docs/config.md', import.meta.url)), 'utf8');
-const [sample, withTieBreaker] = [...docs.matchAll(/```jsonc\n([\s\S]*?)```/g)].map((match) => match[1]!) as [
-  string,
-  string,
-];
+const [sample, withTieBreaker, withMemoryUnit] = [...docs.matchAll(/```jsonc\n([\s\S]*?)```/g)].map(
+  (match) => match[1]!,
+) as [string, string, string];
 
 const base = `{
   "cluster": "office",
@@ -99,6 +98,24 @@ describe('the sample in docs/config.md', () => {
     expect(tie!.tieBreakerOf).toMatchObject([{ name: 'data', onLostPeer: 'majority', tieBreaker }]);
   });
 
+  it('with a memory unit is taken, for the unit and for its clients', () => {
+    const settings = parseClusterConfig('x.jsonc', withMemoryUnit);
+    const [unit, primary] = ['unit', 'primary'].map((name) => nodeConfig('x.jsonc', settings, name));
+    const config = {
+      unit: 'unit',
+      file: '/var/lib/holdfast/unit.memory',
+      sizeBytes: 1024 ** 3,
+      means: 'auto',
+      manager: 'unit',
+      administrators: [],
+      creators: ['primary'],
+    };
+    expect([unit!.memoryUnit, unit!.managerOf]).toEqual([config, config]);
+    expect(unit!.peers).toEqual(['primary', 'backup'].map((name) => ({ name, addresses: [] })));
+    expect([primary!.memoryUnit, primary!.managerOf, primary!.listen]).toEqual([undefined, undefined, undefined]);
+    expect(primary!.peers).toEqual([{ name: 'unit', addresses: [{ kind: 'tcp', host: '10.0.0.5', port: 7700 }] }]);
+  });
+
   it('describes every setting that the schema knows', () => {
     const names = settingNames(z.toJSONSchema(configSchema, { io: 'input' }));
     expect(names.size).toBeGreaterThan(20);
@@ -129,6 +146,17 @@ describe('a node takes its own part', () => {
     expect(tie.tieBreakerOf).toMatchObject([{ name: 'data', tieBreaker: { stateFile: '/etc/data.vote' } }]);
     const [, data] = nodeConfig('/etc/x.jsonc', settings, 'a').volumes;
     expect(data!.tieBreaker!.stateFile).toBe('data.vote');
+  });
+
+  it('also as the manager of another one’s unit, whose path is not its own', () => {
+    const text = base.replace(
+      '"name": "b",',
+      '"name": "b", "memoryUnit": {"file": "b.mem", "sizeBytes": "2M", "manager": "a"},',
+    );
+    const settings = parseClusterConfig('/etc/x.jsonc', text);
+    const [a, b] = ['a', 'b'].map((name) => nodeConfig('/etc/x.jsonc', settings, name));
+    expect([a!.memoryUnit, a!.managerOf]).toMatchObject([undefined, { unit: 'b', manager: 'a', file: 'b.mem' }]);
+    expect([b!.memoryUnit, b!.managerOf]).toMatchObject([{ file: '/etc/b.mem', creators: undefined }, undefined]);
   });
 
   it('and says so when it is not clear which node it is', () => {
@@ -241,6 +269,42 @@ describe('a mistake is named with its place and its mend', () => {
       'Linux takes 107',
     ],
     ['"name": "a", ', '"name": "../a", ', 'is not a name'],
+    ['"name": "a", "addresses": ["127.0.0.1:7700"]', '"name": "a"', 'nodes[0].addresses: is missing; say where'],
+    [
+      '{ "name": "b",',
+      '{ "name": "tie", "memoryUnit": {"file": "tie.mem", "sizeBytes": "1G"} }, { "name": "b",',
+      'nodes[1].addresses: is missing; say where',
+    ],
+    [
+      '"name": "a", ',
+      '"name": "a", "memoryUnit": {"file": "m", "sizeBytes": "1M"}, ',
+      'nodes[0].memoryUnit.sizeBytes: is too small; the least is 2097152 bytes',
+    ],
+    [
+      '"name": "a", ',
+      '"name": "a", "memoryUnit": {"file": "m", "sizeBytes": "1G", "means": "mapsync"}, ',
+      'nodes[0].memoryUnit.means: "mapsync" is not known; did you mean "map-sync"?',
+    ],
+    [
+      '"name": "a", ',
+      '"name": "a", "memoryUnit": {"file": "m", "sizeBytes": "1G", "manager": "bb"}, ',
+      'nodes[0].memoryUnit.manager: there is no node "bb"; did you mean "b"?',
+    ],
+    [
+      '"name": "a", ',
+      '"name": "a", "memoryUnit": {"file": "m", "sizeBytes": "1G", "administrators": ["b"], "creators": ["cyd"]}, ',
+      'nodes[0].memoryUnit.creators[0]: there is no node "cyd"',
+    ],
+    [
+      '"name": "a", ',
+      '"name": "a", "memoryUnit": {"file": "a.img", "sizeBytes": "1G"}, ',
+      'nodes[0].memoryUnit.file: "a:a.img" is used twice',
+    ],
+    [
+      '{ "name": "b",',
+      '{ "name": "b", "memoryUnit": {"file": "m", "sizeBytes": "1G", "manager": "c"} }, { "name": "c", "addresses": ["127.0.0.1:7702"], "memoryUnit": {"file": "m", "sizeBytes": "1G"} }, { "name": "d",',
+      'nodes[2].memoryUnit.manager: "c" manages a unit already; a node manages one',
+    ],
   ])('%s → %s', (from, to, message) => {
     expect(refusal(changed(from, to))).toContain(message);
   });
