@@ -172,6 +172,14 @@ export class MemoryManager implements AsyncDisposable {
     await SuperblockPair.create(records, DIRECTORY_FORMAT, layout, encodeDirectory(directory, roomOf(layout)));
   }
 
+  /** Reads the directory of a unit that is not apart, and changes nothing. Throws what `open` does. */
+  static async check(control: UnitControl): Promise<void> {
+    const { records, sizeBytes } = control;
+    const { payload } = await SuperblockPair.open(records, DIRECTORY_FORMAT, layoutOf(control));
+    const recordsBytes = records.geometry.sizeBytes;
+    withMemory(decodeDirectory(payload, recordsBytes), recordsBytes, sizeBytes);
+  }
+
   /** Answers the peers of this node. Before the node starts. */
   serve(node: PeerNode): void {
     answer(node, createMethod, (peer, request) => this.create(peer, request));

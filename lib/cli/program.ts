@@ -7,6 +7,7 @@ import { addBenchCommand } from './bench-command.ts';
 import type { CliContext } from './context.ts';
 import { addDemoCommand } from './demo.ts';
 import { EXIT } from './exit-code.ts';
+import { addMemoryCommands } from './memory-commands.ts';
 import { packageRoot, release } from './release.ts';
 import { addScanCommand } from './scan-command.ts';
 import { addServeCommand } from './serve-command.ts';
@@ -32,6 +33,7 @@ export function buildProgram(context: CliContext, exit: (code: number) => void):
     .exitOverride();
   addServeCommand(program, context);
   addVolumeCommands(program, context);
+  addMemoryCommands(program, context);
   addStatusCommands(program, context, exit);
   addBenchCommand(program, context);
   addScanCommand(program, context);

@@ -4,6 +4,7 @@ import { formatAddress } from '../base/network.ts';
 import type { NodeConfig } from '../daemon/config.ts';
 import { loadKey, loadNodeConfig } from '../daemon/config-file.ts';
 import { Daemon, type DaemonEvent } from '../daemon/daemon.ts';
+import { formatSize } from '../daemon/sizes.ts';
 import { aborted, type CliContext } from './context.ts';
 import { release } from './release.ts';
 
@@ -51,7 +52,10 @@ function sentence(config: NodeConfig, event: DaemonEvent): string {
   const exported = config.exports.map((one) => `${one.name} at ${formatAddress(one.address)}`);
   const votes = config.tieBreakerOf.map((volume) => volume.name);
   const tieBreaker = votes.length === 0 ? '' : `; tie-breaker of ${votes.join(', ')}`;
-  return `${config.name}: ready; exports: ${exported.join(', ') || 'none'}${tieBreaker}; control socket ${config.control}\n`;
+  const memory = config.memoryUnit === undefined ? '' : `; memory unit of ${formatSize(config.memoryUnit.sizeBytes)}`;
+  const manager = config.managerOf === undefined ? '' : `; manager of unit ${config.managerOf.unit}`;
+  const rest = `${tieBreaker}${memory}${manager}`;
+  return `${config.name}: ready; exports: ${exported.join(', ') || 'none'}${rest}; control socket ${config.control}\n`;
 }
 
 function plain(value: unknown): string {

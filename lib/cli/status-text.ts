@@ -5,8 +5,12 @@ import type {
   DaemonStatus,
   ExportStatus,
   LinkReport,
+  ManagerReport,
+  MemoryStatus,
+  Refusal,
   ResyncStatus,
   TieBreakerStatus,
+  UnitReport,
   VolumeStatus,
   VoterStatus,
 } from '../daemon/status.ts';
@@ -20,6 +24,7 @@ export function statusText(status: DaemonStatus): string {
     ...block('exports', status.exports.map(exportLine)),
     ...status.volumes.flatMap((volume) => ['', ...volumeLines(volume)]),
     ...status.tieBreakers.flatMap((tieBreaker) => ['', ...tieBreakerLines(tieBreaker)]),
+    ...(status.memory ? ['', ...memoryLines(status.memory)] : []),
   ];
   return `${lines.join('\n')}\n`;
 }
@@ -54,13 +59,53 @@ function tieBreakerLines({ volume, stateFile, members, problem }: TieBreakerStat
   return [
     field('volume', `${volume}, no copy here: this node is its tie-breaker`),
     field('state', problem === null ? 'Voting' : 'Failed'),
-    ...(problem === null ? [] : [field('status', problem.message), field('see', problem.code)]),
+    ...problemLines(problem),
     field('file', stateFile),
     ...block(
       'members',
       members.map(({ node, connected }) => `${node}  ${connected ? 'Connected' : 'Connecting'}`),
     ),
   ];
+}
+
+/** As many as a screen has room for; --json has more. */
+const REFUSALS_MAX = 5;
+
+function memoryLines({ unit, manager, refusals }: MemoryStatus): string[] {
+  return [
+    ...(unit ? unitLines(unit) : []),
+    ...(manager ? managerLines(manager) : []),
+    ...block('refused', refusals.slice(-REFUSALS_MAX).map(refusalLine)),
+  ];
+}
+
+function unitLines({ name, file, sizeBytes, means, keys, failure }: UnitReport): string[] {
+  return [
+    field(
+      'memory',
+      `unit ${name}, ${formatSize(sizeBytes)} by ${means}, ${keys === 1 ? '1 key' : `${keys} keys`}  ${file}`,
+    ),
+    field('state', failure === null ? 'Online' : 'Failed'),
+    ...problemLines(failure),
+  ];
+}
+
+function managerLines({ unit, regions, space, problem }: ManagerReport): string[] {
+  const erasing = space && space.erasingBytes > 0 ? `, ${formatSize(space.erasingBytes)} being zeroed` : '';
+  const room = space ? `, ${formatSize(space.freeBytes)} free${erasing}` : '; the unit is not there yet';
+  return [
+    field('manager', `of unit ${unit}: ${regions === 1 ? '1 region' : `${regions} regions`}${room}`),
+    ...problemLines(problem),
+  ];
+}
+
+function problemLines(problem: { code: string; message: string } | null): string[] {
+  return problem === null ? [] : [field('status', problem.message), field('see', problem.code)];
+}
+
+function refusalLine({ peer, region, reason, code, count }: Refusal): string {
+  const where = region === null ? '' : ` at region ${region}`;
+  return `${peer ?? 'nobody known'}${where}: ${reason} (${code})${count === 1 ? '' : `, ${count} times`}`;
 }
 
 function voterLine({ node, inReach, problem }: VoterStatus): string {
@@ -87,7 +132,7 @@ function linkLine(link: LinkReport): string {
   const path = link.path === null ? '' : ` at ${link.path}`;
   const time = link.roundTripMs === null ? '' : `, ${link.roundTripMs.toFixed(2)} ms`;
   const problem = link.problem ? `: ${link.problem.message} (${link.problem.code})` : '';
-  return `${link.peer}  ${link.state}${path}${time}${problem}`;
+  return `${link.peer}  ${link.client && link.state === 'Connecting' ? 'client, away' : link.state}${path}${time}${problem}`;
 }
 
 function exportLine(exported: ExportStatus): string {

@@ -1,10 +1,11 @@
 /**
- * One server: its devices and volumes, its links to the peers, its NBD exports and its control socket, from one
- * configuration.
+ * One server: its devices and volumes, its memory unit, its links to the peers, its NBD exports and its control socket,
+ * from one configuration.
  *
  * Order of the start: control socket (another server of this configuration is found out before anything is touched) →
- * devices and volumes → links → exports. Any step that fails releases what the earlier ones took. The stop is the
- * reverse: clients are answered what is in flight before the volume under them goes.
+ * memory unit → devices and volumes → links → exports. Any step that fails releases what the earlier ones took. The stop
+ * is the reverse: clients are answered what is in flight before the volume under them goes; the memory unit goes last,
+ * when no link leads to it any more.
  */
 import { z } from 'zod';
 import type { Environment } from '../base/environment.ts';
@@ -21,6 +22,7 @@ import { sharedRing } from '../storage/ring.ts';
 import type { ExportConfig, NodeConfig } from './config.ts';
 import { type ControlMethod, ControlServer } from './control-server.ts';
 import { Held } from './held.ts';
+import { MEMORY_METHODS, type Memory, type MemoryMethod, openMemory } from './memory.ts';
 import type { DaemonStatus, ExportStatus, LinkReport } from './status.ts';
 import { openTieBreaker, type TieBreaker } from './tie-breaker.ts';
 import { openVolume, type Volume } from './volume.ts';
@@ -58,6 +60,7 @@ export class Daemon implements AsyncDisposable {
   readonly #control: ControlServer;
   readonly #startedMs: number;
   #node: PeerNode | undefined;
+  #memory: Memory | undefined;
   #closing: Promise<void> | undefined;
 
   private constructor(config: NodeConfig, options: DaemonOptions) {
@@ -68,6 +71,7 @@ export class Daemon implements AsyncDisposable {
       new Map<string, ControlMethod>([
         ['status', async () => this.status()],
         ['force', (parameters) => this.#force(parameters)],
+        ...MEMORY_METHODS.map((name): [string, ControlMethod] => [name, (request) => this.#askMemory(name, request)]),
       ]),
     );
   }
@@ -94,10 +98,11 @@ export class Daemon implements AsyncDisposable {
       pid,
       upMs: Math.round(environment.clock.nowMs() - this.#startedMs),
       engine: this.#engineReport(),
-      links: (this.#node?.links() ?? []).map(linkReport),
+      links: (this.#node?.links() ?? []).map((link) => linkReport(link, this.#config.peers)),
       volumes: [...this.#volumes.values()].map((volume) => volume.status()),
       tieBreakers: this.#tieBreakers.map((tieBreaker) => tieBreaker.status()),
       exports: this.#exportServers.flatMap(exportReports),
+      memory: this.#memory?.status() ?? null,
     };
   }
 
@@ -131,7 +136,11 @@ export class Daemon implements AsyncDisposable {
     this.#held.add(this.#control);
     await this.#control.listen(environment.network, this.#config.control);
     this.#node = this.#createNode();
+    // Held before the node, so that it goes after it.
+    this.#held.add({ close: async () => this.#memory?.close() });
     if (this.#node) this.#held.add(this.#node);
+    const onEvent = (event: DaemonEvent): void => this.#emit(event);
+    this.#memory = await openMemory(this.#config, { environment, node: this.#node, onEvent });
     await this.#openVolumes();
     for (const volume of this.#config.tieBreakerOf)
       this.#tieBreakers.push(this.#held.add(await openTieBreaker(this.#config, volume, this.#node!)));
@@ -143,13 +152,15 @@ export class Daemon implements AsyncDisposable {
   #createNode(): PeerNode | undefined {
     const { cluster, name, peers, listen, link, heartbeatMs, leaseMs } = this.#config;
     const { environment, key } = this.#options;
-    if (peers.length === 0 || listen === undefined) return undefined;
+    if (peers.length === 0) return undefined;
     if (key === undefined)
       throw new HoldfastError('ERR_HOLDFAST_CONFIG', `${this.#config.source}: with peers a "keyFile" is needed`);
-    const onRefused = (remote: string, error: Error): void =>
+    const onRefused = (remote: string, error: Error): void => {
+      this.#memory?.strangerRefused(remote, error);
       this.#emit({ kind: 'stranger-refused', remote, reason: error.message });
-    const identity = { name, clusterId: cluster, key, link };
-    return createPeerNode({ environment, ...identity, listen, peers, heartbeatMs, leaseMs, onRefused });
+    };
+    const identity = { name, clusterId: cluster, key, link, ...(listen && { listen }) };
+    return createPeerNode({ environment, ...identity, peers, heartbeatMs, leaseMs, onRefused });
   }
 
   async #openVolumes(): Promise<void> {
@@ -223,15 +234,26 @@ export class Daemon implements AsyncDisposable {
     await volume.force(acceptInconsistent);
   }
 
+  #askMemory(method: MemoryMethod, request: unknown): Promise<unknown> {
+    if (this.#memory === undefined)
+      throw new HoldfastError(
+        'ERR_HOLDFAST_NOT_FOUND',
+        `node ${this.#config.name} has neither a memory unit nor the manager of one; ask the node that has`,
+      );
+    return this.#memory.operate(method, request);
+  }
+
   #emit(event: DaemonEvent): void {
     this.#options.onEvent?.(event);
     this.#control.emit(event);
   }
 }
 
-function linkReport(link: LinkStatus): LinkReport {
+function linkReport(link: LinkStatus, peers: NodeConfig['peers']): LinkReport {
+  const { addresses } = peers.find(({ name }) => name === link.peer)!;
   return {
     peer: link.peer,
+    client: addresses.length === 0,
     state: link.state,
     path: link.path ?? null,
     roundTripMs: link.roundTripMs ?? null,

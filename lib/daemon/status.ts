@@ -80,8 +80,84 @@ const tieBreakerSchema = z.object({
   problem: z.object({ code: z.string(), message: z.string() }).nullable(),
 });
 
+const unitReportSchema = z.object({
+  name: z.string(),
+  file: z.string(),
+  sizeBytes: z.number(),
+  /** How what is acknowledged is made durable. */
+  means: z.enum(['map-sync', 'msync', 'cache-flush']),
+  /** That the manager has told it of; it knows no names. */
+  regions: z.number(),
+  /** That peers hold now. */
+  keys: z.number(),
+  /** Since the start. */
+  reads: z.number(),
+  readBytes: z.number(),
+  writes: z.number(),
+  writtenBytes: z.number(),
+  persists: z.number(),
+  refused: z.number(),
+  /** Why nothing can be made durable any more. */
+  failure: z.object({ code: z.string(), message: z.string() }).nullable(),
+});
+
+const managerReportSchema = z.object({
+  /** Name of the unit. */
+  unit: z.string(),
+  regions: z.number(),
+  /** Null until the directory has been read. */
+  space: z.object({ freeBytes: z.number(), erasingBytes: z.number(), regionBytes: z.number() }).nullable(),
+  /** What it failed at last, or what it waits for. */
+  problem: z.object({ code: z.string(), message: z.string() }).nullable(),
+});
+
+const refusalSchema = z.object({
+  /** Null: somebody who is no peer. */
+  peer: z.string().nullable(),
+  /** The unit tells the region's identifier, the manager its name. */
+  region: z.string().nullable(),
+  code: z.string(),
+  reason: z.string(),
+  /** Milliseconds since 1970. */
+  firstMs: z.number(),
+  lastMs: z.number(),
+  count: z.number(),
+});
+
+export const memoryStatusSchema = z.object({
+  /** Null where only the manager is. */
+  unit: unitReportSchema.nullable(),
+  /** Null where only the unit is. */
+  manager: managerReportSchema.nullable(),
+  /** The last ones, the newest last. */
+  refusals: z.array(refusalSchema),
+});
+
+/** What `holdfast memory list` shows. */
+export const memoryListingSchema = z.object({
+  unit: z.string(),
+  regions: z.array(
+    z.object({
+      name: z.string(),
+      region: z.string(),
+      sizeBytes: z.number(),
+      epoch: z.number(),
+      owner: z.string(),
+      access: z.array(
+        z.object({
+          peer: z.string(),
+          rights: z.array(z.enum(['read', 'write'])),
+          range: z.object({ base: z.number(), lengthBytes: z.number() }).optional(),
+        }),
+      ),
+    }),
+  ),
+});
+
 export const linkStatusSchema = z.object({
   peer: z.string(),
+  /** It only dials, and may be away. */
+  client: z.boolean().default(false),
   state: z.enum(['Connected', 'Connecting', 'StandAlone']),
   path: z.string().nullable(),
   roundTripMs: z.number().nullable(),
@@ -109,6 +185,8 @@ export const daemonStatusSchema = z.object({
   volumes: z.array(volumeStatusSchema),
   tieBreakers: z.array(tieBreakerSchema).default([]),
   exports: z.array(exportStatusSchema),
+  /** Null where there is neither a unit nor a manager. */
+  memory: memoryStatusSchema.nullable().default(null),
 });
 
 export type Problem = z.infer<typeof problemSchema>;
@@ -119,6 +197,11 @@ export type VoterStatus = z.infer<typeof voterSchema>;
 export type TieBreakerStatus = z.infer<typeof tieBreakerSchema>;
 export type LinkReport = z.infer<typeof linkStatusSchema>;
 export type ExportStatus = z.infer<typeof exportStatusSchema>;
+export type UnitReport = z.infer<typeof unitReportSchema>;
+export type ManagerReport = z.infer<typeof managerReportSchema>;
+export type Refusal = z.infer<typeof refusalSchema>;
+export type MemoryStatus = z.infer<typeof memoryStatusSchema>;
+export type MemoryListing = z.infer<typeof memoryListingSchema>;
 export type DaemonStatus = z.infer<typeof daemonStatusSchema>;
 
 /** True if there is nothing that anybody should look at. */
@@ -127,6 +210,8 @@ export function isHealthy(status: DaemonStatus): boolean {
     status.volumes.every((volume) => volume.state === 'Online') &&
     status.volumes.every((volume) => volume.voters.every((voter) => voter.inReach)) &&
     status.tieBreakers.every((tieBreaker) => tieBreaker.problem === null) &&
-    status.links.every((link) => link.state === 'Connected')
+    (status.memory?.unit?.failure ?? null) === null &&
+    (status.memory?.manager?.problem ?? null) === null &&
+    status.links.every((link) => link.client || link.state === 'Connected')
   );
 }

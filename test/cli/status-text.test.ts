@@ -10,7 +10,7 @@ const healthy: DaemonStatus = {
   pid: 7,
   upMs: 3_700_000,
   engine: { name: 'io_uring', reason: 'probed' },
-  links: [{ peer: 'b', state: 'Connected', path: '10.0.0.2:7700', roundTripMs: 0.214, problem: null }],
+  links: [{ peer: 'b', client: false, state: 'Connected', path: '10.0.0.2:7700', roundTripMs: 0.214, problem: null }],
   volumes: [
     {
       name: 'data',
@@ -30,6 +30,7 @@ const healthy: DaemonStatus = {
   ],
   tieBreakers: [],
   exports: [{ name: 'data', address: 'unix:/run/data.nbd', target: 'volume data', readOnly: false, connections: 2 }],
+  memory: null,
 };
 
 it('a server in full health', () => {
@@ -52,6 +53,7 @@ it('a server whose peer is away says what is wrong, what to do and under which c
     links: [
       {
         peer: 'b',
+        client: false,
         state: 'Connecting',
         path: null,
         roundTripMs: null,
@@ -160,4 +162,42 @@ it('a resync shows its direction, progress, rate and time to go', () => {
   expect(statusText({ ...healthy, volumes: [{ ...volume, resync: target }] })).toContain(
     ' resync: SyncTarget, from b; how far it is, is known there\n',
   );
+});
+
+it('a memory unit whose disk has failed, and who was refused', () => {
+  const unit = {
+    ...{ name: 'a', file: '/srv/a.memory', sizeBytes: 1024 ** 3, means: 'msync' as const, regions: 2, keys: 1 },
+    ...{ reads: 9, readBytes: 9, writes: 9, writtenBytes: 9, persists: 9, refused: 4 },
+    failure: { code: 'ERR_HOLDFAST_FLUSH_FAILED', message: 'the region could not be made durable' },
+  };
+  const space = { freeBytes: 512 * 1024 ** 2, erasingBytes: 65_536, regionBytes: 0 };
+  const refusal = (peer: string | null, count: number) => ({
+    ...{ peer, region: peer && 'log', code: 'ERR_HOLDFAST_ACCESS', reason: 'by the manager' },
+    ...{ firstMs: 1, lastMs: 2, count },
+  });
+  const memory = {
+    unit,
+    manager: { unit: 'a', regions: 2, space, problem: null },
+    refusals: [refusal('b', 3), refusal(null, 1)],
+  };
+  const status: DaemonStatus = {
+    ...{ ...healthy, volumes: [], exports: [] },
+    links: [{ ...healthy.links[0]!, client: true, state: 'Connecting', path: null, roundTripMs: null }],
+    memory,
+  };
+  expect(isHealthy(status)).toBe(false);
+  expect(isHealthy({ ...status, memory: { ...memory, unit: { ...unit, failure: null } } })).toBe(true);
+  expect(daemonStatusSchema.parse(JSON.parse(JSON.stringify(status)))).toEqual(status);
+  expect(`\n${statusText(status)}`).toBe(`
+  node: a of office, up 1 h 1 min, io_uring (probed)
+  links: b  client, away
+
+ memory: unit a, 1 GiB by msync, 1 key  /srv/a.memory
+  state: Failed
+ status: the region could not be made durable
+    see: ERR_HOLDFAST_FLUSH_FAILED
+manager: of unit a: 2 regions, 512 MiB free, 64 KiB being zeroed
+refused: b at region log: by the manager (ERR_HOLDFAST_ACCESS), 3 times
+         nobody known: by the manager (ERR_HOLDFAST_ACCESS)
+`);
 });
