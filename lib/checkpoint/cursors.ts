@@ -1,7 +1,7 @@
 /** The cursors of a region: how far each backup has come. Each is written by its backup alone, and read by the writer. */
-import { HoldfastError, isHoldfastError } from '../base/errors.ts';
+import { HoldfastError } from '../base/errors.ts';
 import { isPlanted } from '../base/planted-bug.ts';
-import { decodeSuperblock, SuperblockPair } from '../storage/superblock-pair.ts';
+import { decodeSuperblock, encodeSuperblock, SuperblockPair } from '../storage/superblock-pair.ts';
 import { readRange } from './commands.ts';
 import {
   CURSOR_FORMAT,
@@ -16,7 +16,7 @@ import {
 } from './layout.ts';
 import type { RegionAccess } from './one-sided.ts';
 import { RangeDevice } from './range-device.ts';
-import { openWatchfully } from './region-record.ts';
+import { openWatchfully } from './watchful.ts';
 
 export function cursorsBytes(region: RegionRecord): number {
   return region.cursorCount * PAIR_BYTES;
@@ -64,13 +64,8 @@ export class Cursor {
     start: Pick<CursorRecord, 'cleared' | 'readOn'>,
   ): Promise<Cursor> {
     const { index, name, restart } = wanted;
-    const device = cursorDevice(access, index);
     const fresh: CursorRecord = { formatId: region.formatId, index, state: 'registered', name, ...start };
-    const pair = await openPair(device);
-    if (pair === undefined) {
-      const payload = encodeCursor(fresh);
-      return new Cursor(await SuperblockPair.create(device, CURSOR_FORMAT, PAIR_LAYOUT, payload), fresh, true);
-    }
+    const pair = await openPair(access, index);
     const found = decodeCursor(pair.payload, region, index);
     if (found?.state === 'registered' && found.name !== name)
       throw new HoldfastError(
@@ -98,27 +93,32 @@ export class Cursor {
 
 /** Retires a cursor: nothing is kept for its backup any more. True if it was registered. */
 export async function retireCursor(access: RegionAccess, region: RegionRecord, index: number): Promise<boolean> {
-  const pair = await openPair(cursorDevice(access, index));
-  const found = pair === undefined ? undefined : decodeCursor(pair.payload, region, index);
-  if (pair === undefined || found?.state !== 'registered') return false;
-  await pair.write(encodeCursor({ ...found, state: 'retired' }));
+  const pair = await openPair(access, index);
+  const found = decodeCursor(pair.payload, region, index);
+  if (found?.state !== 'registered') return false;
+  await pair.write(encodeCursor({ ...found, state: 'free', name: '' }));
   return true;
 }
 
-function cursorDevice(access: RegionAccess, index: number): RangeDevice {
-  return new RangeDevice(access, {
+/** What formatting puts where the cursors are: all are free. So each of them is whole at every moment afterwards. */
+export function freeCursors(region: RegionRecord): Uint8Array {
+  const bytes = new Uint8Array(cursorsBytes(region));
+  for (let index = 0; index < region.cursorCount; index++) {
+    const { formatId, head } = region;
+    const readOn = { ...head, epoch: 0 };
+    const payload = encodeCursor({ formatId, index, state: 'free', name: '', cleared: head.sequence - 1, readOn });
+    const frame = { formatName: CURSOR_FORMAT.name, formatVersion: CURSOR_FORMAT.version, sequence: 1, payload };
+    for (const at of PAIR_LAYOUT.copyOffsets)
+      bytes.set(encodeSuperblock(frame, at, PAGE_BYTES), index * PAIR_BYTES + at);
+  }
+  return bytes;
+}
+
+async function openPair(access: RegionAccess, index: number): Promise<SuperblockPair> {
+  const device = new RangeDevice(access, {
     name: `cursor ${index} on ${access.unit}`,
     address: cursorAddress(index),
     lengthBytes: PAIR_BYTES,
   });
-}
-
-/** Undefined if there never was one. */
-async function openPair(device: RangeDevice): Promise<SuperblockPair | undefined> {
-  try {
-    return await openWatchfully(() => SuperblockPair.open(device, CURSOR_FORMAT, PAIR_LAYOUT));
-  } catch (error) {
-    if (isHoldfastError(error, 'ERR_HOLDFAST_METADATA_MISSING')) return undefined;
-    throw error;
-  }
+  return openWatchfully(() => SuperblockPair.open(device, CURSOR_FORMAT, PAIR_LAYOUT));
 }

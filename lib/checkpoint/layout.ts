@@ -19,7 +19,7 @@
  *        0    16  identifier of this format: random, new with every formatting
  *       16     1  mode: 1 overwrite, 2 append
  *       17     1  reserved, 0
- *       18     2  number of cursors, 0 to 64
+ *       18     2  number of cursors: 1 to 64 for append, 0 for overwrite
  *       20     4  reserved, 0
  *       24     8  address of the data
  *       32     8  length of the ring, or of one slot: whole pages
@@ -35,8 +35,8 @@
  *   offset  size  field
  *        0    16  identifier of the format that it belongs to
  *       16     2  which cursor it is
- *       18     1  state: 1 registered, 2 retired
- *       19     1  length of the name, 1 to 64
+ *       18     1  state: 1 registered, 2 free
+ *       19     1  length of the name, 1 to 64; a free cursor's is 0
  *       20     4  reserved, 0
  *       24     8  sequence number up to which all is cleared
  *       32     8  a place to read on from, at or before the record after it: its sequence number,
@@ -101,7 +101,8 @@ export interface RegionRecord {
 export interface CursorRecord {
   readonly formatId: string;
   readonly index: number;
-  readonly state: 'registered' | 'retired';
+  readonly state: 'registered' | 'free';
+  /** Empty if it is free. */
   readonly name: string;
   /** All up to this sequence number may be dropped for this backup's sake. */
   readonly cleared: number;
@@ -159,7 +160,8 @@ export function decodeRegion(payload: Uint8Array, regionBytes: number): RegionRe
   const mode = ([undefined, 'overwrite', 'append'] as const)[bytes.readUInt8(16)];
   const cursorCount = bytes.readUInt16LE(18);
   const isZero = bytes.readUInt8(17) === 0 && bytes.readUInt32LE(20) === 0 && bytes.readUInt32LE(76) === 0;
-  if (mode === undefined || !isZero || cursorCount > CURSORS_MAX || numbers.includes(undefined)) return undefined;
+  if (mode === undefined || !isZero || numbers.includes(undefined)) return undefined;
+  if (cursorCount > CURSORS_MAX || cursorCount > 0 !== (mode === 'append')) return undefined;
   if (dataAddress !== dataAddressAfter(cursorCount) || dataBytes === 0 || dataBytes % PAGE_BYTES !== 0)
     return undefined;
   if (dataAddress + dataBytes * (mode === 'overwrite' ? 2 : 1) > regionBytes) return undefined;
@@ -201,13 +203,14 @@ export function decodeCursor(payload: Uint8Array, region: RegionRecord, index: n
   const bytes = Buffer.from(payload.buffer, payload.byteOffset, payload.length);
   const numbers = [24, 32, 40, 56].map((at) => readNumber(bytes, at));
   const [cleared, sequence, offset, epoch] = numbers as [number, number, number, number];
-  const state = ([undefined, 'registered', 'retired'] as const)[bytes.readUInt8(18)];
+  const state = ([undefined, 'registered', 'free'] as const)[bytes.readUInt8(18)];
   const nameBytes = bytes.readUInt8(19);
   if (bytes.toString('hex', 0, 16) !== region.formatId || bytes.readUInt16LE(16) !== index) return undefined;
   if (state === undefined || nameBytes > NAME_BYTES_MAX || numbers.includes(undefined)) return undefined;
   const name = bytes.toString('latin1', 64, 64 + nameBytes);
   const isZero = bytes.readUInt32LE(20) === 0 && bytes.readUInt32LE(52) === 0;
-  if (!isZero || !isBackupName(name) || bytes.subarray(64 + nameBytes).some((byte) => byte !== 0)) return undefined;
+  const isName = state === 'free' ? nameBytes === 0 : isBackupName(name);
+  if (!isZero || !isName || bytes.subarray(64 + nameBytes).some((byte) => byte !== 0)) return undefined;
   if (sequence === 0 || sequence > cleared + 1 || offset >= region.dataBytes || offset % LINE_BYTES !== 0)
     return undefined;
   const readOn = { sequence, offset, previousChecksum: bytes.readUInt32LE(48), epoch };

@@ -3,6 +3,7 @@ import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import { type Random, systemRandom } from '../base/random.ts';
 import { SuperblockPair } from '../storage/superblock-pair.ts';
 import { writeRange } from './commands.ts';
+import { freeCursors } from './cursors.ts';
 import {
   type CheckpointMode,
   CURSORS_MAX,
@@ -21,9 +22,7 @@ import {
 } from './layout.ts';
 import type { Guard, RegionAccess } from './one-sided.ts';
 import { RangeDevice } from './range-device.ts';
-
-/** A reader may meet a writer at the first copy, and then at the second: not often. */
-const LOOKS_MAX = 16;
+import { openWatchfully } from './watchful.ts';
 
 export function recordDevice(access: RegionAccess, guard?: Guard): RangeDevice {
   return new RangeDevice(access, {
@@ -39,17 +38,6 @@ export async function readRegionRecord(access: RegionAccess): Promise<RegionReco
   checkReach(access);
   const pair = await openWatchfully(() => SuperblockPair.open(recordDevice(access), REGION_FORMAT, PAIR_LAYOUT));
   return decodeOrThrow(access, pair.payload);
-}
-
-/** Opens a pair that another may be writing: one copy is whole at every moment, but not each at the moment of its look. */
-export async function openWatchfully(open: () => Promise<SuperblockPair>): Promise<SuperblockPair> {
-  for (let look = 1; ; look++) {
-    try {
-      return await open();
-    } catch (error) {
-      if (look === LOOKS_MAX || !isHoldfastError(error, 'ERR_HOLDFAST_METADATA_DAMAGED')) throw error;
-    }
-  }
 }
 
 export function decodeOrThrow(access: RegionAccess, payload: Uint8Array): RegionRecord {
@@ -74,7 +62,7 @@ function checkReach(access: RegionAccess): void {
 /** How a region is laid out for checkpoints. */
 export interface CheckpointFormatOptions {
   readonly mode: CheckpointMode;
-  /** How many backups can follow at one time, 1 to 64; default 8. Each takes 8 KiB. Only of use for `append`. */
+  /** Only for `append`: how many backups can follow at one time, 1 to 64; default 8. Each takes 8 KiB. */
   readonly cursors?: number;
   /** Room for one checkpoint, bytes; only for `overwrite`, default as much as there is. */
   readonly checkpointBytesMax?: number;
@@ -91,9 +79,8 @@ export interface CheckpointFormatOptions {
  *   ERR_HOLDFAST_BAD_ARGUMENT, ERR_HOLDFAST_DEVICE_TOO_SMALL, and what the commands throw.
  */
 export async function formatCheckpointRegion(access: RegionAccess, options: CheckpointFormatOptions): Promise<void> {
-  const { cursors = 8, mode, replace = false, random = systemRandom } = options;
-  if (!Number.isInteger(cursors) || cursors < 1 || cursors > CURSORS_MAX)
-    throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `a region has 1 to ${CURSORS_MAX} cursors, not ${cursors}`);
+  const { mode, replace = false, random = systemRandom } = options;
+  const cursors = cursorsOf(options);
   checkReach(access);
   const dataBytes = dataBytesOf(access, cursors, options);
   if (!replace) await refuseFormatted(access);
@@ -105,13 +92,6 @@ export async function formatCheckpointRegion(access: RegionAccess, options: Chec
   const device = recordDevice(access, guard);
   await device.write(0, new Uint8Array(PAIR_BYTES));
   await device.flush();
-  const clean = new Uint8Array(dataAddressAfter(cursors) - cursorAddress(0));
-  await writeRange(access, cursorAddress(0), clean, guard, true);
-  if (mode === 'overwrite') {
-    const blank = new Uint8Array(LINE_BYTES);
-    for (const slot of [0, 1])
-      await writeRange(access, dataAddressAfter(cursors) + slot * dataBytes, blank, guard, true);
-  }
   const record: RegionRecord = {
     formatId,
     mode,
@@ -122,7 +102,21 @@ export async function formatCheckpointRegion(access: RegionAccess, options: Chec
     firstSequence: 1,
     head: { sequence: 1, offset: 0, previousChecksum: seedChecksum(formatId) },
   };
+  if (mode === 'append') await writeRange(access, cursorAddress(0), freeCursors(record), guard, true);
+  else {
+    const blank = new Uint8Array(LINE_BYTES);
+    for (const slot of [0, 1]) await writeRange(access, record.dataAddress + slot * dataBytes, blank, guard, true);
+  }
   await SuperblockPair.create(device, REGION_FORMAT, PAIR_LAYOUT, encodeRegion(record));
+}
+
+function cursorsOf({ mode, cursors = mode === 'append' ? 8 : 0 }: CheckpointFormatOptions): number {
+  const [least, most] = mode === 'append' ? [1, CURSORS_MAX] : [0, 0];
+  if (Number.isInteger(cursors) && cursors >= least && cursors <= most) return cursors;
+  throw new HoldfastError(
+    'ERR_HOLDFAST_BAD_ARGUMENT',
+    `a region for ${mode} has ${least} to ${most} cursors, not ${cursors}`,
+  );
 }
 
 function dataBytesOf(access: RegionAccess, cursors: number, options: CheckpointFormatOptions): number {

@@ -13,9 +13,10 @@ export async function formatted(
   options: Partial<CheckpointFormatOptions> = {},
   persistTurns?: number,
 ): Promise<StoreRecorder> {
-  const blank = new StoreRecorder(new Uint8Array(dataAddressAfter(CURSORS) + dataBytes));
+  const cursors = options.mode === 'overwrite' ? 0 : CURSORS;
+  const blank = new StoreRecorder(new Uint8Array(dataAddressAfter(cursors) + dataBytes));
   const random = new SimulatedRandom(1, 'format');
-  await formatCheckpointRegion(blank.access(), { mode: 'append', cursors: CURSORS, random, ...options });
+  await formatCheckpointRegion(blank.access(), { mode: 'append', cursors, random, ...options });
   return new StoreRecorder(blank.content, persistTurns);
 }
 
