@@ -159,6 +159,16 @@ export class Region implements AsyncDisposable {
     this.#bytes = viewOf(opened);
   }
 
+  /**
+   * For native code that uses the memory too: good until the region grows or is closed.
+   *
+   * @internal
+   */
+  get handle(): object {
+    this.#checkOpen();
+    return this.#handle;
+  }
+
   /** Whole pages. */
   get sizeBytes(): number {
     return this.#sizeBytes;

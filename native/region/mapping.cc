@@ -174,10 +174,26 @@ bool Mapping::Write(size_t offset, const void* from, size_t length) {
     CopyAndFlush(to, source, length);
     return true;
   }
+  if (!FlushesCaches() && !overlaps) {
+    WriteFile(offset, source, length);
+    return false;
+  }
   memmove(to, source, length);
   if (!FlushesCaches()) return false;
   FlushCache(to, length);
   return true;
+}
+
+// The same pages, by the file: a store through the mapping would have each of them made writable first, and the sync
+// would have to take that back in all processors at work.
+void Mapping::WriteFile(size_t offset, const uint8_t* source, size_t length) {
+  size_t done = 0;
+  while (done < length) {
+    const ssize_t written = pwrite(file_->fd(), source + done, length - done, static_cast<off_t>(offset + done));
+    if (written <= 0) break;
+    done += static_cast<size_t>(written);
+  }
+  memcpy(data_ + offset + done, source + done, length - done);
 }
 
 bool Mapping::IsDirect(size_t length) const { return FlushesCaches() && length <= kDirectLimitBytes; }

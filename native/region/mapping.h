@@ -61,7 +61,8 @@ class Mapping {
   Failure Persist(size_t offset, size_t length);
 
   // Copies into the range, which may overlap the source. True if it survives a power cut on return; else Persist makes
-  // it durable.
+  // it durable, and should follow: for stores that are not to be persisted soon a plain copy is better. Not after
+  // ReleaseFile.
   bool Write(size_t offset, const void* from, size_t length);
 
   // True if Persist of so many bytes is done in microseconds, without a system call.
@@ -88,6 +89,7 @@ class Mapping {
 
   Failure Size(const Options& options, bool created);
   Failure SyncFile();
+  void WriteFile(size_t offset, const uint8_t* source, size_t length);
   Failure Map(bool any_means, Means means);
   bool FlushesCaches() const { return means_ != Means::kMsync; }
 

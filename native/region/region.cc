@@ -1,7 +1,7 @@
 // A mapping as an ArrayBuffer that JavaScript reads and writes directly.
 //
 // The mapping's life. It has users, all on the environment's thread: the handle until it is closed, the ArrayBuffer's
-// memory until its finalizer has run, each piece of work in flight. It is unmapped when the last one lets go, never
+// memory until its finalizer has run, each piece of work in flight, each lease. It is unmapped when the last one lets go, never
 // before. `close` detaches the ArrayBuffer, so that views that are left have no length instead of no memory. If the
 // memory was moved to another ArrayBuffer before (`transfer()`), that one's memory is now the user. A region that grows
 // gets a new mapping with a handle and an ArrayBuffer of its own; the old one lives on until it is closed.
@@ -30,6 +30,16 @@ class Region {
   explicit Region(std::unique_ptr<Mapping> mapping) : mapping_(std::move(mapping)) {}
 
   void Use() { users_++; }
+
+  void AddLease() {
+    Use();
+    leases_++;
+  }
+
+  void EndLease() {
+    if (--leases_ == 0 && closed_) mapping_->ReleaseFile();
+    LetGo();
+  }
 
   void LetGo() {
     if (--users_ != 0) return;
@@ -61,7 +71,7 @@ class Region {
     if (closed_) return;
     closed_ = true;
     DetachBuffer();
-    mapping_->ReleaseFile();
+    if (leases_ == 0) mapping_->ReleaseFile();
     LetGo();
   }
 
@@ -71,7 +81,7 @@ class Region {
   void DropHandle() {
     if (!closed_) {
       closed_ = true;
-      mapping_->ReleaseFile();
+      if (leases_ == 0) mapping_->ReleaseFile();
       users_--;
     }
     has_handle_ = false;
@@ -107,10 +117,24 @@ class Region {
 
   std::unique_ptr<Mapping> mapping_;
   int users_ = 1;
+  int leases_ = 0;
   bool has_handle_ = false;
   Napi::Reference<Napi::ArrayBuffer> buffer_;  // weak
   bool detached_by_us_ = false;
   bool closed_ = false;
+};
+
+class RegionLease final : public Lease {
+ public:
+  explicit RegionLease(Region* region) : region_(region) { region_->AddLease(); }
+  ~RegionLease() override { region_->EndLease(); }
+  RegionLease(const RegionLease&) = delete;
+  RegionLease& operator=(const RegionLease&) = delete;
+
+  Mapping* mapping() const override { return &region_->mapping(); }
+
+ private:
+  Region* const region_;
 };
 
 const char* NameOf(Means means) {
@@ -301,6 +325,12 @@ void CloseCall(const Napi::CallbackInfo& info) {
 }
 
 }  // namespace
+
+std::unique_ptr<Lease> Lease::Take(Napi::Value handle) {
+  Region* region = support::GetHandle<Region>(handle, kHandleTag);
+  if (region == nullptr || region->closed()) return nullptr;
+  return std::make_unique<RegionLease>(region);
+}
 
 void Register(Napi::Object exports) {
   support::AddFunction<OpenCall>(exports, "open");
