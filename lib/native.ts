@@ -128,6 +128,101 @@ export interface NativeOpenRegion {
   means: 'map-sync' | 'cache-flush' | 'msync';
 }
 
+/** A plane of native/plane, opaque: the unit's end. */
+export type NativePlaneHandle = { readonly nativePlane: unique symbol };
+/** The client's end. */
+export type NativePlaneClientHandle = { readonly nativePlaneClient: unique symbol };
+
+/** `awaits`: not 0 if commands under the keys are still running; an event of this number tells when none is. */
+export interface NativeRevocation {
+  keys: number;
+  awaits: number;
+}
+
+/**
+ * native/plane. Keys, tickets and names of regions are 16 bytes. Rights: 1 read, 2 write, 3 both. Errors carry an errno's
+ * name as `code`.
+ */
+export interface NativePlane {
+  /** `onEvents`: there are events to be taken. The region, of this handle, stays mapped and locked until the end. */
+  serverStart(
+    region: object,
+    host: string,
+    port: number,
+    commandsPerConnection: number,
+    watchesPerConnection: number,
+    answerBytesPerConnection: number,
+    lingerMicroseconds: number,
+    onEvents: () => void,
+  ): { handle: NativePlaneHandle; port: number };
+  /** By a longer mapping of the same file. */
+  serverReplaceRegion(plane: NativePlaneHandle, region: object): void;
+  /** Names one after the other; how many extents each has; start and length of each. Undefined: one is outside. */
+  serverInstall(
+    plane: NativePlaneHandle,
+    names: Uint8Array,
+    counts: Float64Array,
+    extents: Float64Array,
+  ): NativeRevocation | undefined;
+  /** False: no such region, not that long, such a key already, or too many. */
+  serverGrant(
+    plane: NativePlaneHandle,
+    key: Uint8Array,
+    region: Uint8Array,
+    base: number,
+    length: number,
+    rights: number,
+    session: number,
+  ): boolean;
+  serverRevoke(
+    plane: NativePlaneHandle,
+    region: Uint8Array | undefined,
+    key: Uint8Array | undefined,
+    session: number | undefined,
+    /** All but its keys. */
+    sparedSession: number | undefined,
+    /** Keys that have one of them; 0: all. */
+    rights: number,
+  ): NativeRevocation;
+  /** False: too many. */
+  serverAdmit(plane: NativePlaneHandle, ticket: Uint8Array, session: number): boolean;
+  serverWithdraw(plane: NativePlaneHandle, ticket: Uint8Array): void;
+  /** Its keys, tickets and connection. */
+  serverEndSession(plane: NativePlaneHandle, session: number): NativeRevocation;
+  /** Somebody else has stored there. */
+  serverChanged(plane: NativePlaneHandle, region: Uint8Array, address: number, length: number): void;
+  /** Whether stores in the region are told by events. Its change number; 0: there is no such region. */
+  serverObserve(plane: NativePlaneHandle, region: Uint8Array, observe: boolean): number;
+  /** No command is executed while the action runs, which may not use the plane. */
+  serverExclusively(plane: NativePlaneHandle, action: () => void): void;
+  /** Into `bytes`, 56 each (native/plane/server.h). */
+  serverTakeEvents(plane: NativePlaneHandle, bytes: Uint8Array): { count: number; dropped: number };
+  serverState(plane: NativePlaneHandle): NativePlaneState;
+  /** Resolves when the threads have ended, and with them what the disk was asked for. Once. */
+  serverClose(plane: NativePlaneHandle): Promise<void>;
+  /** The memory's layout is in native/plane/client.h. */
+  clientCreate(memory: Uint8Array, capacity: number, onResults: (count: number) => void): NativePlaneClientHandle;
+  /** The number of a session, or a negative errno. `host` is a numeric address. */
+  clientConnect(client: NativePlaneClientHandle, host: string, port: number, ticket: Uint8Array): number;
+  clientDisconnect(client: NativePlaneClientHandle, session: number): void;
+  clientSubmit(client: NativePlaneClientHandle): void;
+  clientClose(client: NativePlaneClientHandle): void;
+}
+
+/** Counted since the start, but for `connections`, `keys` and `persistError`, an errno. */
+export interface NativePlaneState {
+  connections: number;
+  keys: number;
+  commands: number;
+  refused: number;
+  readBytes: number;
+  writtenBytes: number;
+  /** How often the disk was asked, and for how many commands. */
+  persists: number;
+  persistedCommands: number;
+  persistError: number;
+}
+
 /** A ring of native/ring, opaque. */
 export type NativeRingHandle = { readonly nativeRing: unique symbol };
 
@@ -250,6 +345,7 @@ export interface NativeAddon {
   readonly copy: NativeCopy;
   readonly digest: NativeDigest;
   readonly identify: NativeIdentify;
+  readonly plane: NativePlane;
   readonly region: NativeRegion;
   readonly ring: NativeRing;
   readonly scan: NativeScan;

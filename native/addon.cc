@@ -15,6 +15,7 @@
 #include "copy/copy.h"
 #include "digest/digest.h"
 #include "identify/identify.h"
+#include "plane/plane.h"
 #include "region/region.h"
 #include "ring/ring.h"
 #include "scan/scan.h"
@@ -32,6 +33,7 @@ Napi::Object Initialise(Napi::Env env, Napi::Object exports) {
   add_folder("copy", holdfast::copy::Register);
   add_folder("digest", holdfast::digest::Register);
   add_folder("identify", holdfast::identify::Register);
+  add_folder("plane", holdfast::plane::Register);
   add_folder("region", holdfast::region::Register);
   add_folder("ring", holdfast::ring::Register);
   add_folder("scan", holdfast::scan::Register);

@@ -1,7 +1,8 @@
 // Runs the native code under the address and undefined-behaviour sanitizers:
 //
 //   1. cmake-js builds the addon and the native unit tests with them; ctest runs the unit tests (with leak detection).
-//   2. The tests in test/storage run on that addon, inside of Node, with the sanitizers' libraries loaded first.
+//   2. The tests in test/storage, and those of the data plane, run on that addon, inside of Node, with the sanitizers'
+//      libraries loaded first.
 //
 // Needs cmake, and a GCC with its sanitizers. Run it after `npm run build` (npm run test:native does).
 import { spawnSync } from 'node:child_process';
@@ -39,8 +40,9 @@ const undefinedBehaviour = { UBSAN_OPTIONS: 'print_stacktrace=1:halt_on_error=1'
 run('ctest', ['--test-dir', build, '--output-on-failure', '--no-tests=error'], undefinedBehaviour);
 
 // Node itself leaks at exit by design, so leaks are looked for in the unit tests only.
+const folders = ['test/storage', 'test/checkpoint/plane'];
 const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs');
-run(process.execPath, [vitest, 'run', '--project', 'unit', 'test/storage', ...process.argv.slice(2)], {
+run(process.execPath, [vitest, 'run', '--project', 'unit', ...folders, ...process.argv.slice(2)], {
   ...undefinedBehaviour,
   ASAN_OPTIONS: 'detect_leaks=0:halt_on_error=1:abort_on_error=1',
   LD_PRELOAD: `${libraryPath('libasan.so')} ${libraryPath('libubsan.so')}`,

@@ -17,12 +17,14 @@ import { badFrame } from '../peer/frame.ts';
 import type { Message, PeerNode, Reply } from '../peer/peer.ts';
 import type { BlockDevice } from '../storage/block-device.ts';
 import { InFlight } from '../storage/in-flight.ts';
-import type { PersistMeans } from '../storage/region.ts';
+import type { PersistMeans, Region } from '../storage/region.ts';
 import { type AuditEntry, type AuditEvent, AuditLog } from './audit.ts';
 import { type Command, decodeCommand, encodeCommand, Operation, WORD_BYTES } from './command-format.ts';
 import { type CommandCarrier, KeyedAccess } from './memory-session.ts';
 import { type CommandValue, memoryCommandMethod } from './memory-wire.ts';
 import type { RegionAccess, Right } from './one-sided.ts';
+import { openPlane, type Plane, type PlaneEvents, type PlaneOptions } from './plane.ts';
+import { planeTicketMethod } from './plane-ticket.ts';
 import { RecordsDevice, ZEROS } from './records-device.ts';
 import { EXTENT_ALIGNMENT_BYTES, type GrantedKey, type Refusal, TranslationTables } from './translation.ts';
 import type { Extent, Grant, RevokedKeys, TranslationTable, UnitControl } from './unit-control.ts';
@@ -55,6 +57,8 @@ export interface MemoryUnitOptions {
   readonly clock: Clock;
   /** Over whose sessions commands come; not started yet. Without it only `localAccess` leads here. */
   readonly node?: PeerNode;
+  /** Commands also come over connections that native threads serve (plane.ts). The region is the one of the memory. */
+  readonly plane?: PlaneOptions & { readonly region: Region };
   /** For the manager's records, at the start of the memory. Whole pages; default 1 MiB. */
   readonly recordsBytes?: number;
   readonly limits?: UnitLimits;
@@ -118,6 +122,7 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
   readonly #tables: TranslationTables;
   readonly #watches: Watches;
   readonly #audit: AuditLog;
+  readonly #plane: Plane | undefined;
   readonly #persistsPerSessionMax: number;
   readonly #sessions = new Map<number, CommandSession>();
   readonly #sessionOfPeer = new Map<string, CommandSession>();
@@ -136,7 +141,7 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
   #closing: Promise<void> | undefined;
 
   /** @internal */
-  constructor({ name, memory, clock, node, limits = {}, onAudit }: MemoryUnitOptions, recordsBytes: number) {
+  constructor({ name, memory, clock, node, plane, limits = {}, onAudit }: MemoryUnitOptions, recordsBytes: number) {
     this.unit = name;
     this.sizeBytes = memory.sizeBytes;
     this.means = memory.means;
@@ -151,7 +156,31 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     this.#watches = new Watches(limits.watchesPerSessionMax ?? 64);
     this.#audit = new AuditLog(clock, limits.auditMax ?? 1000, onAudit);
     this.#persistsPerSessionMax = limits.persistsPerSessionMax ?? 1024;
+    this.#plane = plane && openPlane(plane.region, plane, this.#planeEvents());
     if (node !== undefined) this.#serve(node);
+  }
+
+  #planeEvents(): PlaneEvents {
+    return {
+      refused: (ordinal, code, region, reason) => {
+        this.#refused += 1;
+        const peer = ordinal === undefined ? undefined : this.#sessions.get(ordinal)?.peer;
+        this.#record({ kind: 'refused', peer, region, code, reason });
+      },
+      refusalsLost: (count) => {
+        this.#refused += count;
+        const reason = 'refusals over the plane that came too fast to be told apart';
+        this.#record({ kind: 'refused', peer: undefined, region: undefined, code: undefined, reason });
+      },
+      persistFailed: () => {
+        // The memory learns of it as it learns of its own.
+        this.#memory.persist(0, WORD_BYTES).catch(nothing);
+      },
+      stored: (region, address, length) => {
+        this.#watches.stored(region, address, length);
+        if (!this.#watches.isWatched(region)) this.#plane?.unobserve(region);
+      },
+    };
   }
 
   #serve(node: PeerNode): void {
@@ -163,6 +192,12 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
       const session = this.#session(ordinal);
       return this.#execute(session, this.#decode(session, control), data);
     });
+    const plane = this.#plane;
+    if (plane !== undefined)
+      node.handle(planeTicketMethod, async (_, { ordinal }) => {
+        const ticket = plane.admit(this.#session(ordinal).ordinal);
+        return { control: { host: plane.host, port: plane.port }, data: [ticket] };
+      });
   }
 
   get status(): UnitStatus {
@@ -195,10 +230,12 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     this.#record({ kind: 'installed', peer: undefined, region: undefined, code: undefined, reason: count });
     for (const key of voided) this.#ended(key, 'its region is gone or shorter');
     this.#watches.keepOnly(new Set(tables.map(({ region }) => region)));
+    const overPlane = this.#plane?.install(tables);
     await this.#drained(
       voided.filter(({ running }) => running > 0),
       signal,
     );
+    await abortable(Promise.resolve(overPlane), signal);
   }
 
   async grant(grant: Grant, signal?: AbortSignal): Promise<void> {
@@ -212,6 +249,7 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
         `${this.unit} has no session with ${peer}; a key is given for one`,
       );
     this.#tables.grant(grant, session.ordinal);
+    if (session.ordinal >= 0) this.#plane?.grant(grant, session.ordinal);
     this.#record({ kind: 'granted', peer, region, code: undefined, reason: `to ${rights.join(' and ')}` });
   }
 
@@ -220,8 +258,25 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     throwIfAborted(signal, 'the revocation of keys');
     const { revoked, running } = this.#tables.revoke(keys);
     for (const key of revoked) this.#ended(key, 'by the manager');
+    const overPlane = this.#revokeOverPlane(keys);
     await this.#drained(running, signal);
+    await abortable(overPlane, signal);
     return revoked.length;
+  }
+
+  async #revokeOverPlane({ region, key, peer, exceptPeer, right }: RevokedKeys): Promise<void> {
+    if (this.#plane === undefined) return;
+    const session = peer === undefined ? undefined : this.#sessionOfPeer.get(peer)?.ordinal;
+    const exceptSession = exceptPeer === undefined ? undefined : this.#sessionOfPeer.get(exceptPeer)?.ordinal;
+    // Keys are of sessions that are open; those of this process are not the plane's.
+    if (peer !== undefined && (session === undefined || session < 0)) return;
+    await this.#plane.revoke({
+      region,
+      ...(key !== undefined && { key }),
+      ...(session !== undefined && { session }),
+      ...(exceptSession !== undefined && exceptSession >= 0 && { exceptSession }),
+      ...(right !== undefined && { right }),
+    });
   }
 
   async erase(extent: Extent, signal?: AbortSignal): Promise<void> {
@@ -295,6 +350,7 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     this.#sessions.delete(ordinal);
     if (this.#sessionOfPeer.get(session.peer) === session) this.#sessionOfPeer.delete(session.peer);
     for (const key of this.#tables.endSession(ordinal)) this.#ended(key, 'its session has ended');
+    if (ordinal >= 0) void this.#plane?.endSession(ordinal);
   }
 
   // Keys
@@ -388,17 +444,29 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
   ): Promise<Reply<CommandValue>> | Reply<CommandValue> {
     const { address, length, persist } = command;
     const key = this.#resolve(session, command, 'write');
-    if (command.guard) this.#checkGuard(session, key, command);
-    if (persist) this.#checkPersists(session, key);
-    let at = 0;
-    for (const { startBytes, lengthBytes } of key.region.locate(address, length)) {
-      this.#memory.write(startBytes, lengthBytes === length ? data : data.subarray(at, at + lengthBytes));
-      at += lengthBytes;
-    }
+    this.#alone(() => {
+      if (command.guard) this.#checkGuard(session, key, command);
+      if (persist) this.#checkPersists(session, key);
+      let at = 0;
+      for (const { startBytes, lengthBytes } of key.region.locate(address, length)) {
+        this.#memory.write(startBytes, lengthBytes === length ? data : data.subarray(at, at + lengthBytes));
+        at += lengthBytes;
+      }
+    });
+    this.#stored(key, address, length);
+    return persist ? this.#persist(session, key, address, length) : DONE;
+  }
+
+  /** Guard and store are one step for commands over the plane, too. */
+  #alone<T>(step: () => T): T {
+    return this.#plane === undefined ? step() : this.#plane.exclusively(step);
+  }
+
+  #stored({ region }: GrantedKey, address: number, length: number): void {
     this.#writes += 1;
     this.#writtenBytes += length;
-    this.#watches.stored(key.region.id, address, length);
-    return persist ? this.#persist(session, key, address, length) : DONE;
+    this.#watches.stored(region.id, address, length);
+    this.#plane?.stored(region.id, address, length);
   }
 
   #checkGuard(session: CommandSession, key: GrantedKey, { operandA: expected, operandB }: Command): void {
@@ -414,13 +482,9 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     const { address, length, operandA: expected, operandB: desired, persist } = command;
     const key = this.#resolve(session, command, 'write');
     if (persist) this.#checkPersists(session, key);
-    const value = this.#memory.compareAndSwap(this.#wordAt(key, address), expected, desired);
+    const value = this.#alone(() => this.#memory.compareAndSwap(this.#wordAt(key, address), expected, desired));
     const reply: Reply<CommandValue> = { control: value };
-    if (value === expected) {
-      this.#writes += 1;
-      this.#writtenBytes += length;
-      this.#watches.stored(key.region.id, address, length);
-    }
+    if (value === expected) this.#stored(key, address, length);
     return persist ? this.#persist(session, key, address, length).then(() => reply) : reply;
   }
 
@@ -455,6 +519,7 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
   #watch(session: CommandSession, command: Command): Promise<Reply<CommandValue>> | Reply<CommandValue> {
     const { address, length, operandA: since } = command;
     const key = this.#resolve(session, command, 'read');
+    this.#plane?.observe(key.region.id);
     const change = this.#watches.watch(key, address, length, Number(since));
     const reply = (number: number): Reply<CommandValue> => ({ control: BigInt(number) });
     return typeof change === 'number' ? reply(change) : change.then(reply);
@@ -503,6 +568,7 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
 
   async #close(): Promise<void> {
     for (const ordinal of [...this.#sessions.keys()]) this.#sessionDown(ordinal);
+    await this.#plane?.close();
     await this.#inFlight.drained();
     await this.records.close();
     await this.#memory.close();
@@ -530,6 +596,8 @@ const refusals: Readonly<Record<RefusalCode, string>> = {
 function keyInvalid(): HoldfastError {
   return new HoldfastError('ERR_HOLDFAST_KEY_INVALID', refusals.ERR_HOLDFAST_KEY_INVALID);
 }
+
+function nothing(): void {}
 
 const NO_BYTES = new Uint8Array(0);
 

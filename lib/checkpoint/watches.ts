@@ -68,6 +68,10 @@ export class Watches {
     });
   }
 
+  isWatched(region: string): boolean {
+    return (this.#regions.get(region)?.watches.size ?? 0) > 0;
+  }
+
   /** Ends those under this key. */
   end(key: GrantedKey, error: HoldfastError): void {
     for (const watch of this.#regions.get(key.region.id)?.watches ?? [])

@@ -1,0 +1,325 @@
+/** What only a plane has: tickets, strangers, threads beside the event loop. What every transport has: conformance. */
+import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Worker } from 'node:worker_threads';
+import { afterEach, describe, expect, test } from 'vitest';
+import { systemEnvironment } from '../../lib/base/system-environment.ts';
+import { encodeCommand, Operation } from '../../lib/checkpoint/command-format.ts';
+import { openPlane, type Plane, type PlaneOptions } from '../../lib/checkpoint/plane.ts';
+import { openPlaneAccess } from '../../lib/checkpoint/plane-access.ts';
+import { type PlaneSession, sharedPlaneClient } from '../../lib/checkpoint/plane-client.ts';
+import type { Grant } from '../../lib/checkpoint/unit-control.ts';
+import { openRegion, type Region } from '../../lib/storage/region.ts';
+import { UnitOverNetwork } from './unit-over-network.ts';
+
+const PAGE = 4096;
+const REGION = 'a'.repeat(32);
+const fails = (code: string) => expect.objectContaining({ name: 'HoldfastError', code: `ERR_HOLDFAST_${code}` });
+let cleanUps: (() => unknown)[] = [];
+
+afterEach(async () => {
+  for (const cleanUp of cleanUps.reverse()) await cleanUp();
+  cleanUps = [];
+});
+
+interface World {
+  readonly region: Region;
+  readonly plane: Plane;
+  readonly refused: string[];
+  readonly path: string;
+}
+
+async function world(options: Partial<PlaneOptions> = {}): Promise<World> {
+  const folder = mkdtempSync(join(tmpdir(), 'holdfast-plane-'));
+  const path = join(folder, 'memory');
+  const region = await openRegion(path, { sizeBytes: 64 * PAGE, create: true });
+  const refused: string[] = [];
+  const events = {
+    refused: (session: number | undefined, code: string, in_: string | undefined, reason: string) =>
+      void refused.push(`${session} ${code} ${in_} ${reason}`),
+    refusalsLost: () => {},
+    persistFailed: () => {},
+    stored: () => {},
+  };
+  const plane = openPlane(region, { ...systemEnvironment, host: '127.0.0.1', ...options }, events);
+  cleanUps.push(async () => {
+    await plane.close();
+    await region.close();
+    rmSync(folder, { recursive: true });
+  });
+  await plane.install([{ region: REGION, extents: [{ startBytes: 0, lengthBytes: 64 * PAGE }] }]);
+  return { region, plane, refused, path };
+}
+
+function grant(number: number, fields: Partial<Grant> = {}): Grant {
+  const key = number.toString(16).padStart(32, '0');
+  const range = { base: 0, lengthBytes: 64 * PAGE };
+  return { key, region: REGION, range, rights: ['read', 'write'], peer: 'ann', epoch: 1, ...fields };
+}
+
+function connected(plane: Plane, ticket: Uint8Array): Promise<PlaneSession> {
+  return new Promise((resolve, reject) => {
+    const session = sharedPlaneClient().connect('unit', plane.host, plane.port, ticket, () => resolve(session), reject);
+    cleanUps.push(() => session.close());
+  });
+}
+
+async function until(condition: () => boolean): Promise<void> {
+  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 5));
+}
+
+describe('tickets', () => {
+  test('a ticket opens one connection, for its session, once', async () => {
+    const { plane } = await world();
+    const ticket = plane.admit(7);
+    plane.grant(grant(1), 7);
+    const session = await connected(plane, ticket);
+    await openPlaneAccess(session, grant(1)).write(0, [new Uint8Array(8)]);
+    await expect(connected(plane, ticket)).rejects.toEqual(fails('REFUSED'));
+    await expect(connected(plane, new Uint8Array(16))).rejects.toEqual(fails('REFUSED'));
+    const second = await connected(plane, plane.admit(7));
+    await until(() => !session.open);
+    await openPlaneAccess(second, grant(1)).read(0, new Uint8Array(8));
+    expect(plane.state.connections).toBe(1);
+  });
+
+  test('a ticket that is shown too late is refused', async () => {
+    let expire = () => {};
+    const clock = {
+      ...systemEnvironment.clock,
+      setTimer: (delayMs: number, callback: () => void) => {
+        expect(delayMs).toBe(1234);
+        expire = callback;
+        return { cancel: () => {} };
+      },
+    };
+    const { plane } = await world({ clock, ticketMs: 1234 });
+    const ticket = plane.admit(7);
+    expire();
+    await expect(connected(plane, ticket)).rejects.toEqual(fails('REFUSED'));
+  });
+
+  test('over a session between peers: the plane, and no plane', async () => {
+    const network = await new UnitOverNetwork().start(true);
+    cleanUps.push(() => network.close());
+    const connection = await network.connect('ann');
+    expect([connection.unit, connection.open]).toEqual(['unit', true]);
+    const abort = AbortSignal.abort();
+    await expect(network.connect('ben', { signal: abort })).rejects.toEqual(fails('ABORTED'));
+    await network.endSession('ann');
+    await until(() => !connection.open);
+    const without = await new UnitOverNetwork().start(false);
+    cleanUps.push(() => without.close());
+    await expect(without.connect('ann')).rejects.toEqual(fails('UNKNOWN_METHOD'));
+  });
+
+  test('nobody there: no connection, and a unit that says nothing: a timeout', async () => {
+    const { plane } = await world();
+    const { port, host } = plane;
+    const ticket = plane.admit(1);
+    await plane.close();
+    await expect(connected({ host, port } as Plane, ticket)).rejects.toEqual(fails('PEER_LOST'));
+    expect(() =>
+      sharedPlaneClient().connect(
+        'unit',
+        'localhost',
+        port,
+        ticket,
+        () => {},
+        () => {},
+      ),
+    ).toThrow(fails('CONNECT_FAILED'));
+  });
+});
+
+describe('strangers and hostile clients', () => {
+  /** What comes back until the connection ends. */
+  async function say(plane: Plane, bytes: Uint8Array): Promise<Buffer> {
+    const socket = connect(plane.port, plane.host);
+    const chunks: Buffer[] = [];
+    socket.on('data', (chunk) => chunks.push(chunk));
+    socket.on('error', () => {});
+    socket.write(bytes);
+    await once(socket, 'close');
+    return Buffer.concat(chunks);
+  }
+  const hello = (ticket: Uint8Array) => Buffer.concat([Buffer.from('HFPLANE1'), ticket, Buffer.alloc(8)]);
+
+  test('are turned away, and it is told of them', async () => {
+    const { plane, refused } = await world();
+    expect(await say(plane, Buffer.from('GET / HTTP/1.1\r\nHost: x\r\n\r\n'))).toEqual(Buffer.alloc(0));
+    const answer = await say(plane, hello(Buffer.alloc(16, 9)));
+    expect([answer.length, answer[1]]).toEqual([32, 1]);
+    const spoilt = encodeCommand({
+      ...{ operation: Operation.read, persist: false, guard: false, tag: 5, key: '1'.repeat(32) },
+      ...{ address: 0, length: 8, operandA: 0n, operandB: 0n },
+    });
+    spoilt[3] = 1;
+    await say(plane, Buffer.concat([hello(plane.admit(3)), spoilt]));
+    await until(() => refused.length === 3);
+    expect(refused).toEqual([
+      'undefined ERR_HOLDFAST_REFUSED undefined a connection that is not from a client of a plane',
+      'undefined ERR_HOLDFAST_REFUSED undefined a ticket that is not known: invented, used, or too old',
+      '3 ERR_HOLDFAST_BAD_FRAME undefined a command that cannot be, over the plane',
+    ]);
+  });
+
+  test('a refusal is in the audit log of the unit, with the name of the peer', async () => {
+    const network = await new UnitOverNetwork().start(true);
+    cleanUps.push(() => network.close());
+    const access = openPlaneAccess(await network.connect('ben'), grant(0xbad));
+    await expect(access.read(0, new Uint8Array(8))).rejects.toEqual(fails('KEY_INVALID'));
+    await until(() => network.unit.status.refused === 1);
+    expect(network.unit.auditEvents().at(-1)).toMatchObject({ kind: 'refused', peer: 'ben', count: 1 });
+  });
+});
+
+describe('limits', () => {
+  test('a client parks what is too much at once, and refuses what is far too much', async () => {
+    const { plane } = await world();
+    plane.grant(grant(1), 1);
+    const access = openPlaneAccess(await connected(plane, plane.admit(1)), grant(1));
+    const reads = Array.from({ length: 20_000 }, () =>
+      access.read(0, new Uint8Array(8)).then(
+        () => 'done',
+        (error) => error.code,
+      ),
+    );
+    const outcomes = await Promise.all(reads);
+    const done = outcomes.filter((outcome) => outcome === 'done').length;
+    expect(done).toBe(1024 + 16_384);
+    expect(outcomes[19_999]).toBe('ERR_HOLDFAST_QUEUE_FULL');
+  });
+
+  test('settings that cannot be, and a port that is taken', async () => {
+    const { plane, region } = await world();
+    const events = { refused() {}, refusalsLost() {}, persistFailed() {}, stored() {} };
+    const open = (options: Partial<PlaneOptions>) => () =>
+      openPlane(region, { ...systemEnvironment, host: '127.0.0.1', ...options }, events);
+    expect(open({ port: plane.port })).toThrow(fails('ADDRESS_IN_USE'));
+    expect(open({ host: 'localhost' })).toThrow(fails('BAD_ARGUMENT'));
+    expect(open({ host: '198.51.100.1' })).toThrow(fails('BAD_ARGUMENT'));
+    expect(open({ port: 70_000 })).toThrow(fails('BAD_ARGUMENT'));
+    expect(open({ lingerMicroseconds: 1e6 })).toThrow(fails('BAD_ARGUMENT'));
+    expect(open({ limits: { commandsPerConnection: 0 } })).toThrow(fails('BAD_ARGUMENT'));
+    await expect(async () =>
+      plane.install([{ region: REGION, extents: [{ startBytes: 0, lengthBytes: 65 * PAGE }] }]),
+    ).rejects.toEqual(fails('OUT_OF_RANGE'));
+    expect(() => plane.grant(grant(2, { region: 'b'.repeat(32) }), 1)).toThrow(fails('BAD_ARGUMENT'));
+  });
+});
+
+describe('the memory', () => {
+  test('a region that is closed stays mapped and locked for the plane until that is closed', async () => {
+    const { plane, region, path } = await world();
+    plane.grant(grant(1), 1);
+    const access = openPlaneAccess(await connected(plane, plane.admit(1)), grant(1));
+    await access.write(0, [Buffer.from('still there')], { persist: true });
+    await region.close();
+    const target = Buffer.alloc(11);
+    await access.read(0, target);
+    expect(target.toString()).toBe('still there');
+    await access.write(PAGE, [Buffer.from('and here')], { persist: true });
+    await expect(openRegion(path)).rejects.toEqual(fails('DEVICE_BUSY'));
+    await plane.close();
+    await using again = await openRegion(path);
+    expect(Buffer.from(again.bytes.subarray(PAGE, PAGE + 8)).toString()).toBe('and here');
+  });
+
+  test('a region that grows goes on with its old length until the plane is told', async () => {
+    const { plane, region } = await world();
+    plane.grant(grant(1), 1);
+    const session = await connected(plane, plane.admit(1));
+    const access = openPlaneAccess(session, grant(1));
+    const written = access.write(0, [new Uint8Array(PAGE).fill(1)], { persist: true });
+    await region.grow(128 * PAGE);
+    await written;
+    await access.write(PAGE, [new Uint8Array(PAGE).fill(2)], { persist: true });
+    plane.regionGrown();
+    await plane.install([{ region: REGION, extents: [{ startBytes: 0, lengthBytes: 128 * PAGE }] }]);
+    const range = { base: 0, lengthBytes: 128 * PAGE };
+    plane.grant(grant(2, { range }), 1);
+    const longer = openPlaneAccess(session, grant(2, { range }));
+    await longer.write(127 * PAGE, [new Uint8Array(PAGE).fill(3)], { persist: true });
+    expect([0, 1, 127].map((page) => region.bytes[page * PAGE])).toEqual([1, 2, 3]);
+  });
+
+  test('what is done exclusively falls between no two steps of a command', async () => {
+    const { plane, region } = await world();
+    plane.grant(grant(1), 1);
+    const access = openPlaneAccess(await connected(plane, plane.admit(1)), grant(1));
+    const words = new BigUint64Array(region.bytes.buffer, 0, 2);
+    let swaps = 0n;
+    let ended = false;
+    const swapping = (async () => {
+      while (!ended) {
+        await Promise.all(Array.from({ length: 16 }, () => access.compareAndSwap(0, swaps, swaps + 1n)));
+        swaps += 1n;
+      }
+    })();
+    for (let round = 0; round < 2000; round += 1) {
+      plane.exclusively(() => {
+        const before = words[0]!;
+        for (let spin = 0; spin < 100; spin += 1) words[1] = BigInt(spin);
+        expect(words[0]).toBe(before);
+      });
+      if (round % 100 === 0) await new Promise((resolve) => setImmediate(resolve));
+    }
+    expect(() => plane.exclusively(() => plane.state)).toThrow();
+    expect(() =>
+      plane.exclusively(() => {
+        throw new RangeError('mine');
+      }),
+    ).toThrow(RangeError);
+    ended = true;
+    await swapping;
+    expect(words[0]).toBe(swaps);
+  });
+});
+
+test('a worker that is terminated at any moment, with a plane and its clients at work, lets go of the file', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'holdfast-plane-'));
+  cleanUps.push(() => rmSync(folder, { recursive: true }));
+  const path = join(folder, 'memory');
+  const from = (module: string) => JSON.stringify(new URL(`../../dist/${module}.js`, import.meta.url).href);
+  const script = `
+    const { parentPort } = require('node:worker_threads');
+    (async () => {
+      const { openRegion } = await import(${from('storage/region')});
+      const { openPlane } = await import(${from('checkpoint/plane')});
+      const { openPlaneAccess } = await import(${from('checkpoint/plane-access')});
+      const { sharedPlaneClient } = await import(${from('checkpoint/plane-client')});
+      const { systemEnvironment } = await import(${from('base/system-environment')});
+      const region = await openRegion(${JSON.stringify(path)}, { sizeBytes: 1 << 20, create: true });
+      const events = { refused() {}, refusalsLost() {}, persistFailed() {}, stored() {} };
+      const plane = openPlane(region, { ...systemEnvironment, host: '127.0.0.1' }, events);
+      const id = 'a'.repeat(32);
+      await plane.install([{ region: id, extents: [{ startBytes: 0, lengthBytes: 1 << 20 }] }]);
+      const context = { key: '1'.repeat(32), region: id, range: { base: 0, lengthBytes: 1 << 20 }, epoch: 1 };
+      plane.grant({ ...context, rights: ['read', 'write'], peer: 'ann' }, 1);
+      const session = await new Promise((resolve, reject) => {
+        const made = sharedPlaneClient().connect('unit', plane.host, plane.port, plane.admit(1), () => resolve(made), reject);
+      });
+      const access = openPlaneAccess(session, context);
+      const bytes = new Uint8Array(4096);
+      const work = async (at) => {
+        for (;;) {
+          await access.write(at, [bytes], { persist: at % 8192 === 0 });
+          await access.read(at, bytes);
+        }
+      };
+      for (let at = 0; at < 32 * 4096; at += 4096) work(at).catch(() => {});
+      parentPort.postMessage('at work');
+    })();`;
+  for (let round = 0; round < 8; round += 1) {
+    const worker = new Worker(script, { eval: true });
+    await once(worker, 'message');
+    await new Promise((resolve) => setTimeout(resolve, round * 5));
+    await worker.terminate();
+    await using region = await openRegion(path);
+    expect(region.sizeBytes).toBe(1 << 20);
+  }
+});
