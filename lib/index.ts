@@ -20,6 +20,30 @@ export type {
 } from './base/network.ts';
 export type { Random } from './base/random.ts';
 export { systemEnvironment } from './base/system-environment.ts';
+export type { WhenFull } from './checkpoint/append-log.ts';
+export {
+  type Checkpoint,
+  CheckpointReader,
+  type CheckpointReaderOptions,
+  type DrainOptions,
+} from './checkpoint/checkpoint-reader.ts';
+export {
+  type CheckpointOptions,
+  CheckpointWriter,
+  type CheckpointWriterOptions,
+} from './checkpoint/checkpoint-writer.ts';
+export { type Codec, structuredCodec } from './checkpoint/codec.ts';
+export { type CheckpointMode, cursorAddress } from './checkpoint/layout.ts';
+export type {
+  AccessKey,
+  AddressRange,
+  CommandOptions,
+  Guard,
+  RegionAccess,
+  StoreOptions,
+  WriteOptions as RegionWriteOptions,
+} from './checkpoint/one-sided.ts';
+export { type CheckpointFormatOptions, formatCheckpointRegion } from './checkpoint/region-record.ts';
 export type { ControllerEvent, ControllerStatus, Role } from './mirror/controller.ts';
 export type { Problem } from './mirror/meeting.ts';
 export type { MemberStore } from './mirror/member-store.ts';

@@ -37,7 +37,7 @@ export interface WriterLimits {
 
 const MIB = 1024 * 1024;
 const DEFAULT_LIMITS: WriterLimits = {
-  inFlightRecordsMax: 1024,
+  inFlightRecordsMax: 512,
   inFlightBytesMax: 4 * MIB,
   waitingRecordsMax: 4096,
   waitingBytesMax: 64 * MIB,
@@ -48,7 +48,7 @@ export interface CheckpointWriterOptions<T = Uint8Array> {
   readonly codec?: Codec<T>;
   /** Default `block`. */
   readonly whenFull?: WhenFull;
-  /** Sent and not acknowledged, together; defaults 1024 records and 4 MiB. */
+  /** Sent and not acknowledged, together; defaults 512 records and 4 MiB. */
   readonly inFlightRecordsMax?: number;
   readonly inFlightBytesMax?: number;
   /** Of those that wait to be sent; one more is refused with ERR_HOLDFAST_QUEUE_FULL. Defaults 4096 and 64 MiB. */
