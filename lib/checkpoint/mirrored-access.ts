@@ -25,7 +25,7 @@ import {
   type Standing,
 } from './mirror-standing.ts';
 import { type MirrorEffect, type MirrorEnd, type MirrorEvent, MirrorWriter } from './mirrored.ts';
-import type { AddressRange, CommandOptions, Guard, RegionAccess, StoreOptions, WriteOptions } from './one-sided.ts';
+import type { AddressRange, CommandOptions, RegionAccess, StoreOptions, WriteOptions } from './one-sided.ts';
 
 const LEG_MS = 5000;
 const RETRY_FIRST_MS = 50;
@@ -95,13 +95,17 @@ export interface MirroredAccessOptions {
 interface Store {
   readonly address: number;
   readonly lengthBytes: number;
-  readonly send: (access: RegionAccess) => Promise<void>;
+  readonly send: (access: RegionAccess, isChecked: boolean) => Promise<void>;
   readonly acknowledged: Promise<void>;
   readonly resolve: () => void;
   readonly reject: (error: HoldfastError) => void;
   /** Legs that have not answered, whatever it will be. */
   underWay: number;
   isOver: boolean;
+  /** What the first leg that checked the guard said: the others must say the same. */
+  outcome: 'stored' | HoldfastError | undefined;
+  /** Where it was stored without its guard: that leg does not join before the other one has answered. */
+  readonly unchecked: [Leg, RegionAccess][];
 }
 
 /** A leg is made like the other one. */
@@ -241,22 +245,15 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   async write(address: number, chunks: readonly Uint8Array[], options: WriteOptions = {}): Promise<void> {
     const lengthBytes = chunks.reduce((sum, { length }) => sum + length, 0);
     this.#checkRange(address, lengthBytes);
-    const { persist, guard, signal } = options;
-    const send = (access: RegionAccess): Promise<void> =>
-      access.write(address, chunks, persist === undefined ? {} : { persist });
-    if (guard === undefined) return this.#enterStore(address, lengthBytes, send, signal);
+    const { persist = false, guard, signal } = options;
+    if (guard === undefined)
+      return this.#enterStore(address, lengthBytes, (access) => access.write(address, chunks, { persist }), signal);
     checkWord(guard.address);
     this.#checkRange(guard.address, WORD_BYTES);
-    await this.#enterDecision(
-      address,
-      lengthBytes,
-      guard.address,
-      (found) => {
-        if (found !== guard.expected) throw guardFails(guard, found);
-        return send;
-      },
-      signal,
-    );
+    // A leg that is copied to may not have the word yet: what the other one answers holds for it too.
+    const send = (access: RegionAccess, isChecked: boolean): Promise<void> =>
+      access.write(address, chunks, isChecked ? { persist, guard } : { persist });
+    await this.#enterStore(address, lengthBytes, send, signal);
   }
 
   async persist(address: number, lengthBytes: number, options: CommandOptions = {}): Promise<void> {
@@ -279,8 +276,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     new DataView(word.buffer).setBigUint64(0, BigInt.asUintN(64, desired), true);
     const send = (access: RegionAccess): Promise<void> =>
       access.write(address, [word], persist === undefined ? {} : { persist });
-    const decide = (found: bigint) => (found === expected ? send : undefined);
-    return this.#enterDecision(address, WORD_BYTES, address, decide, signal);
+    const mayStart = () => this.#mayStore(address, WORD_BYTES);
+    return this.#gate.enter(mayStart, () => this.#swapWord(address, expected, send, signal), signal);
   }
 
   /** On one leg; on the other one when that fails: then it resolves once without cause. */
@@ -327,7 +324,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
         this.#readFailed(leg, access, error);
       }
     }
-    await Promise.all(this.#storesWithin(address, target.length).map(({ acknowledged }) => acknowledged));
+    await Promise.allSettled(this.#storesWithin(address, target.length).map(({ acknowledged }) => acknowledged));
+    if (this.#failure !== undefined) throw this.#failure;
   }
 
   #enterStore(
@@ -336,41 +334,34 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     send: Store['send'],
     signal: AbortSignal | undefined,
   ): Promise<void> {
-    const mayStart = () => !this.#isDeciding && !this.#isCopied(address, lengthBytes);
+    const mayStart = () => this.#mayStore(address, lengthBytes);
     return this.#gate.enter(mayStart, () => this.#store(address, lengthBytes, send, signal), signal);
   }
 
-  /** Reads a word, then stores what `decide` gives, if anything, with no other command in between. */
-  #enterDecision(
+  /** No other command comes between the read and the store. */
+  async #swapWord(
     address: number,
-    lengthBytes: number,
-    wordAddress: number,
-    decide: (found: bigint) => Store['send'] | undefined,
+    expected: bigint,
+    send: Store['send'],
     signal: AbortSignal | undefined,
   ): Promise<bigint> {
-    const mayStart = () => !this.#isDeciding && !this.#isCopied(address, lengthBytes);
-    const start = async (): Promise<bigint> => {
-      const word = new Uint8Array(WORD_BYTES);
-      let found = 0n;
-      let stored: Promise<void> | undefined;
-      this.#isDeciding = true;
-      try {
-        await this.#read(wordAddress, word, signal);
-        if (this.#failure !== undefined) throw this.#failure;
-        found = new DataView(word.buffer).getBigUint64(0, true);
-        const send = decide(found);
-        if (send !== undefined) stored = this.#store(address, lengthBytes, send, signal);
-      } finally {
-        this.#isDeciding = false;
-        this.#changed.now();
-        // The store has the place from now on.
-        if (stored === undefined) this.#gate.leave();
-        else this.#gate.pump();
-      }
-      await stored;
-      return found;
-    };
-    return this.#gate.enter(mayStart, start, signal);
+    const word = new Uint8Array(WORD_BYTES);
+    let found = 0n;
+    let stored: Promise<void> | undefined;
+    this.#isDeciding = true;
+    try {
+      await this.#read(address, word, signal);
+      found = new DataView(word.buffer).getBigUint64(0, true);
+      if (found === expected) stored = this.#store(address, WORD_BYTES, send, signal);
+    } finally {
+      this.#isDeciding = false;
+      this.#changed.now();
+      // The store has the place from now on.
+      if (stored === undefined) this.#gate.leave();
+      else this.#gate.pump();
+    }
+    await stored;
+    return found;
   }
 
   /** Sends it. Settles when it is acknowledged; if it is cancelled, when its bytes are no longer in use. */
@@ -383,7 +374,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
       reject = onReject;
     });
     acknowledged.catch(() => {});
-    const store: Store = { address, lengthBytes, send, acknowledged, resolve, reject, underWay: 0, isOver: false };
+    const fresh = { underWay: 0, isOver: false, outcome: undefined, unchecked: [] };
+    const store: Store = { address, lengthBytes, send, acknowledged, resolve, reject, ...fresh };
     this.#stores.set(id, store);
     this.#step({ kind: 'store', id });
     return signal === undefined ? acknowledged : this.#cancellable(store, signal);
@@ -404,9 +396,13 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     const access = this.#accesses[leg];
     const store = this.#stores.get(id)!;
     assert(access !== undefined, 'a leg that stores go to has a key');
+    const isChecked = this.#machine.legs[leg] !== 'copying';
     store.underWay += 1;
     try {
-      await store.send(access);
+      const outcome = await store.send(access, isChecked).then(() => 'stored' as const, guardOutcome);
+      if (isChecked) this.#judge(store, leg, access, outcome);
+      else store.unchecked.push([leg, access]);
+      if (store.outcome !== undefined && store.outcome !== 'stored') this.#refill(store, store.outcome);
       this.#step({ kind: 'stored', id, leg });
     } catch (error) {
       this.#legFailed(leg, access, error);
@@ -415,6 +411,19 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
       this.#changed.now();
       this.#retire(id, store);
     }
+  }
+
+  /** Legs that have all have the same word: one that answers otherwise than the first one has not. */
+  #judge(store: Store, leg: Leg, access: RegionAccess, outcome: 'stored' | HoldfastError): void {
+    store.outcome ??= outcome;
+    if ((outcome === 'stored') === (store.outcome === 'stored')) return;
+    const message = `${access.unit} and the other unit do not agree whether a guard holds`;
+    this.#legFailed(leg, access, new HoldfastError('ERR_HOLDFAST_INCONSISTENT', message));
+  }
+
+  /** A leg that was copied to has stored what the guard refuses: it is filled anew. */
+  #refill(store: Store, refusal: HoldfastError): void {
+    for (const [leg, access] of store.unchecked.splice(0)) this.#legFailed(leg, access, refusal);
   }
 
   /** The place of a store is free when it is over and its bytes are no longer in use. */
@@ -436,8 +445,9 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     return [...this.#stores.values()].filter((store) => !store.isOver && within(store));
   }
 
-  #isCopied(address: number, lengthBytes: number): boolean {
-    return this.#chunk !== undefined && overlaps({ address, lengthBytes }, this.#chunk);
+  #mayStore(address: number, lengthBytes: number): boolean {
+    const isCopied = this.#chunk !== undefined && overlaps({ address, lengthBytes }, this.#chunk);
+    return !this.#isDeciding && !isCopied;
   }
 
   #checkRange(address: number, lengthBytes: number): void {
@@ -716,7 +726,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   #acknowledge(id: number): void {
     const store = this.#stores.get(id)!;
     store.isOver = true;
-    store.resolve();
+    if (store.outcome === undefined || store.outcome === 'stored') store.resolve();
+    else store.reject(store.outcome);
     this.#retire(id, store);
   }
 
@@ -828,16 +839,15 @@ function overlaps(store: { address: number; lengthBytes: number }, range: Addres
   return store.address < range.base + range.lengthBytes && range.base < store.address + store.lengthBytes;
 }
 
+/** A guard that does not hold is an answer; anything else that fails is a leg's failure. */
+function guardOutcome(error: unknown): HoldfastError {
+  if (isHoldfastError(error, 'ERR_HOLDFAST_FENCED')) return error;
+  throw error;
+}
+
 function checkWord(address: number): void {
   if (Number.isSafeInteger(address) && address % WORD_BYTES === 0) return;
   throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `${address} is not a multiple of ${WORD_BYTES}`);
-}
-
-function guardFails({ address, expected }: Guard, found: bigint): HoldfastError {
-  return new HoldfastError(
-    'ERR_HOLDFAST_FENCED',
-    `the guard at ${address} is ${found}, and not ${expected}: another writer was here; nothing was stored`,
-  );
 }
 
 function parse(text: string): Standing | undefined {

@@ -26,11 +26,14 @@ const WORD_BYTES = 8;
 const WORDS = 48;
 /** Four to a line of memory: what is lost together does not belong together. */
 const WORD_STRIDE_BYTES = 16;
-const REGION_BYTES = WORDS * WORD_STRIDE_BYTES;
+/** Behind the words: what guarded writes are conditional on. */
+const FENCE_ADDRESS = WORDS * WORD_STRIDE_BYTES;
+const REGION_BYTES = FENCE_ADDRESS + 64;
 const CHUNK_BYTES = 128;
 const FAULTS_MS = 1500;
 const LIVENESS_LIMIT_MS = 30_000;
 const WORKERS = 3;
+const ATTEMPTS_MAX = 5;
 const LINES_MOST = 30;
 
 /** What became of one seed. */
@@ -63,6 +66,8 @@ interface Writer extends RegionClient {
   readonly clock: SimulatedClock;
   readonly random: SimulatedRandom;
   access: MirroredAccess | undefined;
+  /** What it has put behind the words, if its writes are guarded. */
+  fence: bigint | undefined;
   /** Words that it has stored and not yet made durable: it does not read them. */
   readonly volatile: Set<number>;
 }
@@ -199,6 +204,7 @@ class MirroredRegionSimulation {
       clock,
       isCutFromRegister: false,
       access: undefined,
+      fence: undefined,
       volatile: new Set(),
     };
     this.#world.note(`${name} starts`);
@@ -219,10 +225,22 @@ class MirroredRegionSimulation {
       }
       this.#takeOvers += 1;
       this.#world.note(`${writer.name} is let in`);
+      await this.#raiseFence(writer, writer.access).catch(() => writer.access?.close());
       await Promise.all(Array.from({ length: WORKERS }, () => this.#work(writer, writer.access!)));
       this.#world.note(`${writer.name} ends: ${writer.access.failure?.code}`);
       writer.volatile.clear();
     }
+  }
+
+  /** As writers of checkpoints do. */
+  async #raiseFence(writer: Writer, access: MirroredAccess): Promise<void> {
+    writer.fence = undefined;
+    if (writer.random.chance(0.3)) return;
+    const fence = BigInt(access.epoch);
+    const word = new Uint8Array(WORD_BYTES);
+    await access.readConfirmed(FENCE_ADDRESS, word);
+    if ((await access.compareAndSwap(FENCE_ADDRESS, wordOf(word), fence, { persist: true })) === wordOf(word))
+      writer.fence = fence;
   }
 
   #open(writer: Writer): Promise<MirroredAccess> {
@@ -247,11 +265,12 @@ class MirroredRegionSimulation {
       const word = random.below(WORDS);
       const count = 1 + random.below(Math.min(4, WORDS - word));
       try {
-        const draw = random.below(10);
+        const draw = random.between(0, 10);
         if (draw < 4) await this.#readOne(writer, access, word);
         else if (draw < 8) await this.#write(writer, access, word, count, true);
         else if (draw < 9) await this.#write(writer, access, word, count, false);
-        else await this.#swap(access, word);
+        else if (draw < 9.5 || writer.fence === undefined) await this.#swap(access, word);
+        else await this.#refused(access, word, writer.fence);
       } catch (error) {
         if (access.open && !isHoldfastError(error, 'ERR_HOLDFAST_NO_MAJORITY')) {
           this.#failure ??= `${writer.name} is open, and a command fails: ${error instanceof Error ? error.stack : error}`;
@@ -277,7 +296,8 @@ class MirroredRegionSimulation {
     const bytes = new Uint8Array(WORD_STRIDE_BYTES * count);
     stamp(bytes, operation.value);
     if (!persist) for (const each of words) writer.volatile.add(each);
-    await access.write(addressOf(word), [bytes.subarray(0, 24), bytes.subarray(24)], { persist });
+    const guard = writer.fence === undefined ? {} : { guard: { address: FENCE_ADDRESS, expected: writer.fence } };
+    await access.write(addressOf(word), [bytes.subarray(0, 24), bytes.subarray(24)], { persist, ...guard });
     if (!persist) {
       await access.persist(addressOf(word), bytes.length);
       for (const each of words) writer.volatile.delete(each);
@@ -296,6 +316,19 @@ class MirroredRegionSimulation {
     const [expected, desired] = [wordOf(old), wordOf(bytes)];
     const found = await access.compareAndSwap(addressOf(word), expected, desired, { persist: true });
     if (found === expected) this.#histories.endWrite(operation, true);
+  }
+
+  /** By a guard that does not hold. Its value is not in the history: nobody may ever read it. */
+  async #refused(access: MirroredAccess, word: number, fence: bigint): Promise<void> {
+    const bytes = new Uint8Array(WORD_BYTES);
+    stamp(bytes, -5);
+    const guard = { address: FENCE_ADDRESS, expected: fence + 1n };
+    try {
+      await access.write(addressOf(word), [bytes], { persist: true, guard });
+      this.#failure ??= 'a guard that does not hold lets a write through';
+    } catch (error) {
+      if (!isHoldfastError(error, 'ERR_HOLDFAST_FENCED')) throw error;
+    }
   }
 
   #pass(writer: Writer, delayMs: number): Promise<void> {
@@ -320,16 +353,27 @@ class MirroredRegionSimulation {
     }
     const last = this.#startWriter();
     const isInSync = (): boolean => last.access?.status.legs.every(({ state }) => state === 'in-sync') === true;
-    await this.#until(isInSync, 'a new writer is let in, and both legs are in sync');
-    await this.#world.scheduler.runFor(50);
+    let isRead = false;
+    for (let attempt = 0; attempt < ATTEMPTS_MAX && !isRead && this.#failure === undefined; attempt++) {
+      await this.#until(isInSync, 'a new writer is let in, and both legs are in sync');
+      isRead = await this.#readAll(last, last.access!);
+    }
     if (this.#failure !== undefined) return;
+    if (!isRead) throw new HoldfastError('ERR_HOLDFAST_TIMEOUT', 'not in time: the new writer reads all');
     const { access } = last;
-    const all = Array.from({ length: WORDS }, (_, word) => this.#readOne(last, access!, word));
-    await this.#world.scheduler.runUntil(Promise.all(all), LIVENESS_LIMIT_MS);
     this.#isOver = true;
     await this.#world.scheduler.runFor(200);
     await access!.close();
     this.#compareLegs();
+  }
+
+  /** False if one from before has taken over meanwhile: it was on its way. */
+  async #readAll(writer: Writer, access: MirroredAccess): Promise<boolean> {
+    const all = Array.from({ length: WORDS }, (_, word) => this.#readOne(writer, access, word));
+    const results = Promise.allSettled(all);
+    return (await this.#world.scheduler.runUntil(results, LIVENESS_LIMIT_MS)).every(
+      ({ status }) => status === 'fulfilled',
+    );
   }
 
   /** A store that was under way may be on one of them, as long as nobody was told. */

@@ -371,7 +371,10 @@ class SimulatedAccess implements RegionAccess {
 
   write(address: number, chunks: readonly Uint8Array[], options: WriteOptions = {}): Promise<void> {
     const bytes = Buffer.concat(chunks);
+    const { guard } = options;
     return this.#call(async (memory) => {
+      if (guard !== undefined && memory.load(guard.address) !== guard.expected)
+        throw new HoldfastError('ERR_HOLDFAST_FENCED', `the guard at ${guard.address} does not hold`);
       await this.#unit.store(memory, address, bytes);
       if (options.persist === true) await this.#unit.persist(memory, address, bytes.length);
     });

@@ -296,6 +296,34 @@ describe('commands', () => {
     expect(access.open).toBe(true);
   });
 
+  test('guarded writes go on side by side', async () => {
+    const { stage, access } = await opened();
+    const guard = { address: 0, expected: 0n };
+    const writes = Array.from({ length: 8 }, (_, index) => access.write(64 * index + 8, [word(1n)], { guard }));
+    const startMs = stage.scheduler.nowMs;
+    await stage.until(writes[0]!);
+    const oneMs = stage.scheduler.nowMs - startMs;
+    await stage.until(Promise.all(writes));
+    expect(stage.scheduler.nowMs - startMs).toBeLessThan(4 * oneMs);
+  });
+
+  test('a write whose guard does not hold is nowhere in the end, also where a leg is being filled', async () => {
+    const stage = new Stage();
+    const access = await stage.open(stage.client('w'), { chunkBytes: 64 });
+    await stage.until(access.write(8, [word(1n)], { persist: true }));
+    stage.b.crash();
+    await stage.until(access.write(8, [word(2n)], { persist: true }));
+    stage.b.start();
+    const limitMs = stage.scheduler.nowMs + 5000;
+    await stage.scheduler.run(() => access.status.rebuild !== undefined || stage.scheduler.nowMs > limitMs);
+    const guard = { address: 8, expected: 1n };
+    const refused = [16, 2048].map((address) => rejection(access.write(address, [word(9n)], { guard })));
+    expect(await stage.until(Promise.all(refused))).toEqual(['ERR_HOLDFAST_FENCED', 'ERR_HOLDFAST_FENCED']);
+    await stage.inSync(access);
+    for (const unit of [stage.a, stage.b]) expect([stage.peek(unit, 16), stage.peek(unit, 2048)]).toEqual([0, 0]);
+    expect(stage.peek(stage.b, 8)).toBe(2);
+  });
+
   test('a read does not end before the write that it has seen is acknowledged', async () => {
     const stage = new Stage();
     const client = stage.client('w');

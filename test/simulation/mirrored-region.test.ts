@@ -23,13 +23,6 @@ test(`a mirrored region under faults, seeds 1 to ${SEEDS}`, async () => {
   expect(seen.rebuilds).toBeGreaterThan(5 * SEEDS);
 });
 
-test.each([101_568, 101_605, 103_829])(
-  'seed %i: a store without a leg that failed while it was named was acknowledged, and the leg was named',
-  async (seed) => {
-    expect((await simulateMirroredRegion(seed)).failure).toBeUndefined();
-  },
-);
-
 test('the same seed gives the same trace, whether its lines are kept or not', async () => {
   const first = await simulateMirroredRegion(11);
   const second = await simulateMirroredRegion(11, 50);
