@@ -39,10 +39,18 @@ export const PLANTED_CHECKPOINT_BUGS = [
   'read-before-durable',
 ] as const;
 
+/** Of a process pair, and what it stands on: the simulation of pairs finds them. */
+export const PLANTED_PAIR_BUGS = [
+  'update-answered-before-safe',
+  'query-unconfirmed',
+  'unit-answers-before-persist',
+] as const;
+
 export type PlantedBug =
   | (typeof PLANTED_BUGS)[number]
   | (typeof PLANTED_REGION_BUGS)[number]
-  | (typeof PLANTED_CHECKPOINT_BUGS)[number];
+  | (typeof PLANTED_CHECKPOINT_BUGS)[number]
+  | (typeof PLANTED_PAIR_BUGS)[number];
 
 let planted: PlantedBug | undefined;
 

@@ -1,7 +1,7 @@
 /** The cursors of a region: how far each backup has come. Each is written by its backup alone, and read by the writer. */
 import { HoldfastError } from '../base/errors.ts';
 import { isPlanted } from '../base/planted-bug.ts';
-import { decodeSuperblock, encodeSuperblock, SuperblockPair } from '../storage/superblock-pair.ts';
+import { decodeSuperblock, SuperblockPair } from '../storage/superblock-pair.ts';
 import { readRange } from './commands.ts';
 import {
   CURSOR_FORMAT,
@@ -14,9 +14,11 @@ import {
   PAIR_LAYOUT,
   type RegionRecord,
 } from './layout.ts';
-import type { RegionAccess } from './one-sided.ts';
+import type { Guard, RegionAccess } from './one-sided.ts';
 import { RangeDevice } from './range-device.ts';
-import { openWatchfully } from './watchful.ts';
+import { openWatchfully } from './region-record.ts';
+
+const NOBODY = '-';
 
 export function cursorsBytes(region: RegionRecord): number {
   return region.cursorCount * PAIR_BYTES;
@@ -64,8 +66,9 @@ export class Cursor {
     start: Pick<CursorRecord, 'cleared' | 'readOn'>,
   ): Promise<Cursor> {
     const { index, name, restart } = wanted;
+    const device = cursorDevice(access, index);
     const fresh: CursorRecord = { formatId: region.formatId, index, state: 'registered', name, ...start };
-    const pair = await openPair(access, index);
+    const pair = await openPair(device);
     const found = decodeCursor(pair.payload, region, index);
     if (found?.state === 'registered' && found.name !== name)
       throw new HoldfastError(
@@ -93,32 +96,35 @@ export class Cursor {
 
 /** Retires a cursor: nothing is kept for its backup any more. True if it was registered. */
 export async function retireCursor(access: RegionAccess, region: RegionRecord, index: number): Promise<boolean> {
-  const pair = await openPair(access, index);
+  const pair = await openPair(cursorDevice(access, index));
   const found = decodeCursor(pair.payload, region, index);
   if (found?.state !== 'registered') return false;
-  await pair.write(encodeCursor({ ...found, state: 'free', name: '' }));
+  await pair.write(encodeCursor({ ...found, state: 'retired' }));
   return true;
 }
 
-/** What formatting puts where the cursors are: all are free. So each of them is whole at every moment afterwards. */
-export function freeCursors(region: RegionRecord): Uint8Array {
-  const bytes = new Uint8Array(cursorsBytes(region));
-  for (let index = 0; index < region.cursorCount; index++) {
-    const { formatId, head } = region;
-    const readOn = { ...head, epoch: 0 };
-    const payload = encodeCursor({ formatId, index, state: 'free', name: '', cleared: head.sequence - 1, readOn });
-    const frame = { formatName: CURSOR_FORMAT.name, formatVersion: CURSOR_FORMAT.version, sequence: 1, payload };
-    for (const at of PAIR_LAYOUT.copyOffsets)
-      bytes.set(encodeSuperblock(frame, at, PAGE_BYTES), index * PAIR_BYTES + at);
-  }
-  return bytes;
+/** As the formatting leaves it: of no backup. */
+export async function createCursor(
+  access: RegionAccess,
+  region: RegionRecord,
+  index: number,
+  guard: Guard,
+): Promise<void> {
+  const { formatId, head } = region;
+  const readOn = { ...head, epoch: 0 };
+  const record: CursorRecord = { formatId, index, state: 'retired', name: NOBODY, cleared: head.sequence - 1, readOn };
+  await SuperblockPair.create(cursorDevice(access, index, guard), CURSOR_FORMAT, PAIR_LAYOUT, encodeCursor(record));
 }
 
-async function openPair(access: RegionAccess, index: number): Promise<SuperblockPair> {
-  const device = new RangeDevice(access, {
+function cursorDevice(access: RegionAccess, index: number, guard?: Guard): RangeDevice {
+  return new RangeDevice(access, {
     name: `cursor ${index} on ${access.unit}`,
     address: cursorAddress(index),
     lengthBytes: PAIR_BYTES,
+    ...(guard && { guard }),
   });
+}
+
+function openPair(device: RangeDevice): Promise<SuperblockPair> {
   return openWatchfully(() => SuperblockPair.open(device, CURSOR_FORMAT, PAIR_LAYOUT));
 }

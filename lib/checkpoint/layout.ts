@@ -5,7 +5,7 @@
  * little-endian, addresses count from the start of the region:
  *
  *   page  0, 1    the region itself: superblock pair "HFCHECKPOINT", version 1
- *   page  2       0: the fence, 8 bytes; 64 to 127: left alone here, a process pair may have its pulse there; else zeros
+ *   page  2       0: the fence, 8 bytes; 8: the formatting word, 8 bytes; 64 to 127: left alone here, a process pair may have its pulse there; else zeros
  *   page  3+2i    the cursor of backup i, and the page after it: superblock pair "HFCURSOR", version 1
  *   then          the data: two slots (slots.ts) or a ring of records (records.ts)
  *
@@ -13,13 +13,17 @@
  * that from the moment at which the next writer has raised it, by compare-and-swap, nothing of an older one counts or
  * even arrives. It never goes down, not even when the region is formatted anew.
  *
+ * The formatting word is 1 from before the first byte of a formatting until all of it is durable, else 0: what was cut
+ * short in between is no checkpoint region. From the formatting on every cursor is there, retired, so that one that is
+ * damaged is never taken for one that is new.
+ *
  * Payload of "HFCHECKPOINT", 80 bytes:
  *
  *   offset  size  field
  *        0    16  identifier of this format: random, new with every formatting
  *       16     1  mode: 1 overwrite, 2 append
  *       17     1  reserved, 0
- *       18     2  number of cursors: 1 to 64 for append, 0 for overwrite
+ *       18     2  number of cursors, 0 to 64
  *       20     4  reserved, 0
  *       24     8  address of the data
  *       32     8  length of the ring, or of one slot: whole pages
@@ -35,8 +39,8 @@
  *   offset  size  field
  *        0    16  identifier of the format that it belongs to
  *       16     2  which cursor it is
- *       18     1  state: 1 registered, 2 free
- *       19     1  length of the name, 1 to 64; a free cursor's is 0
+ *       18     1  state: 1 registered, 2 retired
+ *       19     1  length of the name, 1 to 64
  *       20     4  reserved, 0
  *       24     8  sequence number up to which all is cleared
  *       32     8  a place to read on from, at or before the record after it: its sequence number,
@@ -54,6 +58,8 @@ export const PAGE_BYTES = 4096;
 export const LINE_BYTES = 64;
 /** Where the fence is. */
 export const FENCE_ADDRESS = 2 * PAGE_BYTES;
+/** Where the formatting word is. */
+export const FORMATTING_ADDRESS = FENCE_ADDRESS + 8;
 /** 64 bytes that no checkpoint ever touches. */
 export const PULSE_ADDRESS = FENCE_ADDRESS + LINE_BYTES;
 export const CURSORS_MAX = 64;
@@ -101,8 +107,7 @@ export interface RegionRecord {
 export interface CursorRecord {
   readonly formatId: string;
   readonly index: number;
-  readonly state: 'registered' | 'free';
-  /** Empty if it is free. */
+  readonly state: 'registered' | 'retired';
   readonly name: string;
   /** All up to this sequence number may be dropped for this backup's sake. */
   readonly cleared: number;
@@ -160,8 +165,7 @@ export function decodeRegion(payload: Uint8Array, regionBytes: number): RegionRe
   const mode = ([undefined, 'overwrite', 'append'] as const)[bytes.readUInt8(16)];
   const cursorCount = bytes.readUInt16LE(18);
   const isZero = bytes.readUInt8(17) === 0 && bytes.readUInt32LE(20) === 0 && bytes.readUInt32LE(76) === 0;
-  if (mode === undefined || !isZero || numbers.includes(undefined)) return undefined;
-  if (cursorCount > CURSORS_MAX || cursorCount > 0 !== (mode === 'append')) return undefined;
+  if (mode === undefined || !isZero || cursorCount > CURSORS_MAX || numbers.includes(undefined)) return undefined;
   if (dataAddress !== dataAddressAfter(cursorCount) || dataBytes === 0 || dataBytes % PAGE_BYTES !== 0)
     return undefined;
   if (dataAddress + dataBytes * (mode === 'overwrite' ? 2 : 1) > regionBytes) return undefined;
@@ -203,14 +207,13 @@ export function decodeCursor(payload: Uint8Array, region: RegionRecord, index: n
   const bytes = Buffer.from(payload.buffer, payload.byteOffset, payload.length);
   const numbers = [24, 32, 40, 56].map((at) => readNumber(bytes, at));
   const [cleared, sequence, offset, epoch] = numbers as [number, number, number, number];
-  const state = ([undefined, 'registered', 'free'] as const)[bytes.readUInt8(18)];
+  const state = ([undefined, 'registered', 'retired'] as const)[bytes.readUInt8(18)];
   const nameBytes = bytes.readUInt8(19);
   if (bytes.toString('hex', 0, 16) !== region.formatId || bytes.readUInt16LE(16) !== index) return undefined;
   if (state === undefined || nameBytes > NAME_BYTES_MAX || numbers.includes(undefined)) return undefined;
   const name = bytes.toString('latin1', 64, 64 + nameBytes);
   const isZero = bytes.readUInt32LE(20) === 0 && bytes.readUInt32LE(52) === 0;
-  const isName = state === 'free' ? nameBytes === 0 : isBackupName(name);
-  if (!isZero || !isName || bytes.subarray(64 + nameBytes).some((byte) => byte !== 0)) return undefined;
+  if (!isZero || !isBackupName(name) || bytes.subarray(64 + nameBytes).some((byte) => byte !== 0)) return undefined;
   if (sequence === 0 || sequence > cleared + 1 || offset >= region.dataBytes || offset % LINE_BYTES !== 0)
     return undefined;
   const readOn = { sequence, offset, previousChecksum: bytes.readUInt32LE(48), epoch };

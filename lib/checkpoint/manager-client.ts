@@ -21,7 +21,6 @@ import {
   openMethod,
   type RegionAccessList,
   type RegionInfo,
-  type TakeOverRequest,
   takeOverMethod,
 } from './manager-wire.ts';
 import type { AddressContext, AddressRange, RegionAccess, Right } from './one-sided.ts';
@@ -104,11 +103,6 @@ export class MemoryClient {
     return this.#open(takeOverMethod, name, options);
   }
 
-  /** As `takeOver`, of a leg of a mirrored region that this peer rebuilds: also this peer's own former keys end. */
-  rebuild(name: string, options: OpenOptions = {}): Promise<OpenedRegion> {
-    return this.#open(takeOverMethod, name, options, { rebuild: true });
-  }
-
   /** More bytes at the end, zeros. Open it again to reach them. */
   grow(name: string, sizeBytes: number, options: ClientOptions = {}): Promise<RegionInfo> {
     return this.#ask(growMethod, { name, sizeBytes }, options.signal);
@@ -155,12 +149,11 @@ export class MemoryClient {
   }
 
   async #open(
-    method: Method<OpenRequest | TakeOverRequest, AddressContext>,
+    method: Method<OpenRequest, AddressContext>,
     name: string,
     { rights = ['read', 'write'], range, signal }: OpenOptions,
-    purpose: Pick<TakeOverRequest, 'rebuild'> = {},
   ): Promise<OpenedRegion> {
-    const request: TakeOverRequest = { name, rights: [...rights], ...(range && { range }), ...purpose };
+    const request: OpenRequest = { name, rights: [...rights], ...(range && { range }) };
     for (let tries = 1; ; tries += 1) {
       const session = await this.#session(this.#options.unit, signal);
       try {

@@ -3,7 +3,7 @@ import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import { type Random, systemRandom } from '../base/random.ts';
 import { SuperblockPair } from '../storage/superblock-pair.ts';
 import { writeRange } from './commands.ts';
-import { freeCursors } from './cursors.ts';
+import { createCursor } from './cursors.ts';
 import {
   type CheckpointMode,
   CURSORS_MAX,
@@ -12,6 +12,7 @@ import {
   decodeRegion,
   encodeRegion,
   FENCE_ADDRESS,
+  FORMATTING_ADDRESS,
   LINE_BYTES,
   PAGE_BYTES,
   PAIR_BYTES,
@@ -22,7 +23,11 @@ import {
 } from './layout.ts';
 import type { Guard, RegionAccess } from './one-sided.ts';
 import { RangeDevice } from './range-device.ts';
-import { openWatchfully } from './watchful.ts';
+
+/** A reader may meet a writer at the first copy, and then at the second: not often. */
+const LOOKS_MAX = 16;
+const WORD_BYTES = 8;
+const FORMATTING = Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0);
 
 export function recordDevice(access: RegionAccess, guard?: Guard): RangeDevice {
   return new RangeDevice(access, {
@@ -36,8 +41,32 @@ export function recordDevice(access: RegionAccess, guard?: Guard): RangeDevice {
 /** The record as one of its copies has it, perhaps not durable yet. */
 export async function readRegionRecord(access: RegionAccess): Promise<RegionRecord> {
   checkReach(access);
-  const pair = await openWatchfully(() => SuperblockPair.open(recordDevice(access), REGION_FORMAT, PAIR_LAYOUT));
+  const open = () => SuperblockPair.open(recordDevice(access), REGION_FORMAT, PAIR_LAYOUT);
+  // In this order: a pair that is read before the word is 0 again may be the one of before the formatting.
+  await checkFormatted(access);
+  const pair = await openWatchfully(open);
   return decodeOrThrow(access, pair.payload);
+}
+
+async function checkFormatted(access: RegionAccess): Promise<void> {
+  const word = new Uint8Array(WORD_BYTES);
+  await access.read(FORMATTING_ADDRESS, word);
+  if (word.every((byte) => byte === 0)) return;
+  throw new HoldfastError(
+    'ERR_HOLDFAST_METADATA_MISSING',
+    `the region on ${access.unit} is being formatted, or that was cut short; format it again if nobody does`,
+  );
+}
+
+/** Opens a pair that another may be writing: one copy is whole at every moment, but not each at the moment of its look. */
+export async function openWatchfully(open: () => Promise<SuperblockPair>): Promise<SuperblockPair> {
+  for (let look = 1; ; look++) {
+    try {
+      return await open();
+    } catch (error) {
+      if (look === LOOKS_MAX || !isHoldfastError(error, 'ERR_HOLDFAST_METADATA_DAMAGED')) throw error;
+    }
+  }
 }
 
 export function decodeOrThrow(access: RegionAccess, payload: Uint8Array): RegionRecord {
@@ -62,7 +91,7 @@ function checkReach(access: RegionAccess): void {
 /** How a region is laid out for checkpoints. */
 export interface CheckpointFormatOptions {
   readonly mode: CheckpointMode;
-  /** Only for `append`: how many backups can follow at one time, 1 to 64; default 8. Each takes 8 KiB. */
+  /** How many backups can follow at one time, 1 to 64; default 8. Each takes 8 KiB. Only of use for `append`. */
   readonly cursors?: number;
   /** Room for one checkpoint, bytes; only for `overwrite`, default as much as there is. */
   readonly checkpointBytesMax?: number;
@@ -79,8 +108,9 @@ export interface CheckpointFormatOptions {
  *   ERR_HOLDFAST_BAD_ARGUMENT, ERR_HOLDFAST_DEVICE_TOO_SMALL, and what the commands throw.
  */
 export async function formatCheckpointRegion(access: RegionAccess, options: CheckpointFormatOptions): Promise<void> {
-  const { mode, replace = false, random = systemRandom } = options;
-  const cursors = cursorsOf(options);
+  const { cursors = 8, mode, replace = false, random = systemRandom } = options;
+  if (!Number.isInteger(cursors) || cursors < 1 || cursors > CURSORS_MAX)
+    throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `a region has 1 to ${CURSORS_MAX} cursors, not ${cursors}`);
   checkReach(access);
   const dataBytes = dataBytesOf(access, cursors, options);
   if (!replace) await refuseFormatted(access);
@@ -90,8 +120,12 @@ export async function formatCheckpointRegion(access: RegionAccess, options: Chec
   const epoch = await raiseFence(access, 0);
   const guard = { address: FENCE_ADDRESS, expected: BigInt(epoch) };
   const device = recordDevice(access, guard);
-  await device.write(0, new Uint8Array(PAIR_BYTES));
-  await device.flush();
+  await writeRange(access, FORMATTING_ADDRESS, FORMATTING, guard, true);
+  if (mode === 'overwrite') {
+    const blank = new Uint8Array(LINE_BYTES);
+    for (const slot of [0, 1])
+      await writeRange(access, dataAddressAfter(cursors) + slot * dataBytes, blank, guard, true);
+  }
   const record: RegionRecord = {
     formatId,
     mode,
@@ -102,21 +136,9 @@ export async function formatCheckpointRegion(access: RegionAccess, options: Chec
     firstSequence: 1,
     head: { sequence: 1, offset: 0, previousChecksum: seedChecksum(formatId) },
   };
-  if (mode === 'append') await writeRange(access, cursorAddress(0), freeCursors(record), guard, true);
-  else {
-    const blank = new Uint8Array(LINE_BYTES);
-    for (const slot of [0, 1]) await writeRange(access, record.dataAddress + slot * dataBytes, blank, guard, true);
-  }
+  for (let index = 0; index < cursors; index++) await createCursor(access, record, index, guard);
   await SuperblockPair.create(device, REGION_FORMAT, PAIR_LAYOUT, encodeRegion(record));
-}
-
-function cursorsOf({ mode, cursors = mode === 'append' ? 8 : 0 }: CheckpointFormatOptions): number {
-  const [least, most] = mode === 'append' ? [1, CURSORS_MAX] : [0, 0];
-  if (Number.isInteger(cursors) && cursors >= least && cursors <= most) return cursors;
-  throw new HoldfastError(
-    'ERR_HOLDFAST_BAD_ARGUMENT',
-    `a region for ${mode} has ${least} to ${most} cursors, not ${cursors}`,
-  );
+  await writeRange(access, FORMATTING_ADDRESS, new Uint8Array(WORD_BYTES), guard, true);
 }
 
 function dataBytesOf(access: RegionAccess, cursors: number, options: CheckpointFormatOptions): number {

@@ -13,6 +13,7 @@
  */
 import type { Clock } from '../base/clock.ts';
 import { assert, HoldfastError, throwIfAborted } from '../base/errors.ts';
+import { isPlanted } from '../base/planted-bug.ts';
 import { badFrame } from '../peer/frame.ts';
 import type { Message, PeerNode, Reply } from '../peer/peer.ts';
 import type { BlockDevice } from '../storage/block-device.ts';
@@ -454,7 +455,7 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
       }
     });
     this.#stored(key, address, length);
-    return persist ? this.#persist(session, key, address, length) : DONE;
+    return persist && !isPlanted('unit-answers-before-persist') ? this.#persist(session, key, address, length) : DONE;
   }
 
   /** Guard and store are one step for commands over the plane, too. */

@@ -1,13 +1,15 @@
 /** One process of `npm run simulate`: runs each seed that it is given, and answers with the result. */
-import { PLANTED_BUGS, plantBug } from '../base/planted-bug.ts';
-import { simulateMirror } from './mirror-simulation.ts';
+import { plantBug } from '../base/planted-bug.ts';
+import { SIMULATIONS, type SimulationName } from './simulations.ts';
 
 export interface SeedRequest {
   readonly seed: number;
   readonly keepLines: number;
 }
 
-plantBug(PLANTED_BUGS.find((bug) => bug === process.argv[2]));
+const [of, plant] = process.argv.slice(2);
+const { bugs, run } = SIMULATIONS[of as SimulationName];
+plantBug(bugs.find((bug) => bug === plant));
 process.on('message', async ({ seed, keepLines }: SeedRequest) => {
-  process.send!(await simulateMirror(seed, { keepLines }));
+  process.send!(await run(seed, keepLines));
 });

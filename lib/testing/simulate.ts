@@ -1,7 +1,8 @@
 /**
- * `npm run simulate -- --seeds N [--seed S] [--jobs J] [--plant BUG] [--verbose]`: runs N seeds from S (default: a
- * random start) of the mirrored volume's simulation, J at a time (default: one a processor). Prints each failing seed with
- * what went wrong and how to run it again; the last line is `N passed, N failed`. Exit status 1 if any failed.
+ * `npm run simulate -- --seeds N [--of volume|region|pair] [--seed S] [--jobs J] [--plant BUG] [--verbose]`: runs N seeds
+ * from S (default: a random start) of the simulation of a mirrored volume (default), a mirrored region of two memory units
+ * or a process pair, J at a time (default: one a processor). Prints each failing seed with what went wrong and how to run
+ * it again; the last line is `N passed, N failed`. Exit status 1 if any failed.
  *
  * `--plant BUG` puts a known bug in, and stops at the first seed that finds it; exit status 1 if none does.
  */
@@ -10,12 +11,12 @@ import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { systemClock } from '../base/clock.ts';
-import { PLANTED_BUGS, type PlantedBug } from '../base/planted-bug.ts';
+import type { PlantedBug } from '../base/planted-bug.ts';
 import { systemRandom } from '../base/random.ts';
 import { formatDuration, RateMeter } from '../cli/progress.ts';
 import { packageRoot, release } from '../cli/release.ts';
-import type { SimulationResult } from './mirror-simulation.ts';
 import type { SeedRequest } from './simulate-worker.ts';
+import { type SeedResult, SIMULATION_NAMES, SIMULATIONS, type SimulationName } from './simulations.ts';
 
 const VERBOSE_LINES = 100_000;
 const PROGRESS_MS = 1000;
@@ -30,6 +31,7 @@ const SPIN_MS = 120_000;
 const { values } = parseArgs({
   options: {
     seeds: { type: 'string', default: '100' },
+    of: { type: 'string', default: 'volume' },
     seed: { type: 'string' },
     jobs: { type: 'string' },
     plant: { type: 'string' },
@@ -47,9 +49,14 @@ function wholeNumber(text: string, option: string): number {
   return Number.isSafeInteger(number) && number >= 0 ? number : refuse(`--${option} takes a whole number, not ${text}`);
 }
 
+function simulationName(name: string): SimulationName {
+  return SIMULATION_NAMES.find((known) => known === name) ?? refuse(`--of takes one of ${SIMULATION_NAMES.join(', ')}`);
+}
+
 function plantedBug(name: string | undefined): PlantedBug | undefined {
   if (name === undefined) return undefined;
-  return PLANTED_BUGS.find((bug) => bug === name) ?? refuse(`--plant takes one of ${PLANTED_BUGS.join(', ')}`);
+  const { bugs } = SIMULATIONS[of];
+  return bugs.find((bug) => bug === name) ?? refuse(`--plant takes one of ${bugs.join(', ')}`);
 }
 
 /** What the seeds are seeds of: they mean nothing in another state of the code. */
@@ -67,6 +74,7 @@ function commit(): string {
   }
 }
 
+const of = simulationName(values.of);
 const seeds = wholeNumber(values.seeds, 'seeds');
 const first = values.seed === undefined ? systemRandom.below(2 ** 32) : wholeNumber(values.seed, 'seed');
 const plant = plantedBug(values.plant);
@@ -84,19 +92,18 @@ function clearLine(): void {
   if (process.stderr.isTTY) process.stderr.write('\r\u001b[K');
 }
 
-function report(result: SimulationResult): void {
-  const { seed, plan, failure, traceHash, operations, unended, faults, resyncs } = result;
-  const counts = `${operations} operations (${unended} without end), ${faults} faults, ${resyncs} resyncs`;
+function report({ seed, failure, summary, traceHash, trace }: SeedResult): void {
   if (failure === undefined) {
-    if (values.verbose) console.log(`seed ${seed}: ${counts}, trace ${traceHash}`);
+    if (values.verbose) console.log(`seed ${seed}: ${summary}, trace ${traceHash}`);
     return;
   }
   clearLine();
   console.log(`\nseed ${seed} at ${code} FAILED: ${failure}`);
-  console.log(`  ${counts}, trace ${traceHash}\n  plan ${JSON.stringify(plan)}`);
-  if (values.verbose) for (const line of result.trace) console.log(`  ${line}`);
+  console.log(`  ${summary}, trace ${traceHash}`);
+  if (values.verbose) for (const line of trace) console.log(`  ${line}`);
   const planted = plant === undefined ? '' : ` --plant ${plant}`;
-  console.log(`  again: npm run simulate -- --seeds 1 --seed ${seed}${planted} --verbose`);
+  const which = of === 'volume' ? '' : ` --of ${of}`;
+  console.log(`  again: npm run simulate -- --seeds 1 --seed ${seed}${which}${planted} --verbose`);
 }
 
 function progress(): void {
@@ -107,7 +114,7 @@ function progress(): void {
   process.stderr.write(process.stderr.isTTY ? `\r\u001b[K${line}` : `${line}\n`);
 }
 
-function onResult(result: SimulationResult): void {
+function onResult(result: SeedResult): void {
   done += 1;
   if (result.failure !== undefined) failed += 1;
   if (result.lost) lost += 1;
@@ -118,7 +125,7 @@ function onResult(result: SimulationResult): void {
 /** One process that runs a seed after the other. Resolves when there are no more. */
 function runJob(): Promise<void> {
   return new Promise((resolve) => {
-    const worker = fork(WORKER, plant === undefined ? [] : [plant], {
+    const worker = fork(WORKER, plant === undefined ? [of] : [of, plant], {
       execArgv: NODE_FLAGS,
       serialization: 'advanced',
     });
@@ -140,7 +147,7 @@ function runJob(): Promise<void> {
       worker.send({ seed, keepLines: values.verbose ? VERBOSE_LINES : 0 } satisfies SeedRequest);
     };
     worker.on('message', (result) => {
-      onResult(result as SimulationResult);
+      onResult(result as SeedResult);
       give();
     });
     worker.on('exit', (code, signal) => {

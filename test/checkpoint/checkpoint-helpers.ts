@@ -13,10 +13,9 @@ export async function formatted(
   options: Partial<CheckpointFormatOptions> = {},
   persistTurns?: number,
 ): Promise<StoreRecorder> {
-  const cursors = options.mode === 'overwrite' ? 0 : CURSORS;
-  const blank = new StoreRecorder(new Uint8Array(dataAddressAfter(cursors) + dataBytes));
+  const blank = new StoreRecorder(new Uint8Array(dataAddressAfter(CURSORS) + dataBytes));
   const random = new SimulatedRandom(1, 'format');
-  await formatCheckpointRegion(blank.access(), { mode: 'append', cursors, random, ...options });
+  await formatCheckpointRegion(blank.access(), { mode: 'append', cursors: CURSORS, random, ...options });
   return new StoreRecorder(blank.content, persistTurns);
 }
 
