@@ -7,8 +7,10 @@
  * - `persist` resolved: what was stored in the range before the call survives a power cut. One that failed is never
  *   tried again; from then on every persist fails.
  */
+import type { Clock } from '../base/clock.ts';
 import type { HoldfastError } from '../base/errors.ts';
 import type { PersistMeans, Region } from '../storage/region.ts';
+import { PersistGroups } from './persist-groups.ts';
 
 export interface UnitMemory extends AsyncDisposable {
   readonly sizeBytes: number;
@@ -28,8 +30,8 @@ export interface UnitMemory extends AsyncDisposable {
 }
 
 /** Memory on a mapped file, or on persistent memory. The region is the memory's from here on: `close` closes it. */
-export function mappedMemory(region: Region): UnitMemory {
-  return new MappedMemory(region);
+export function mappedMemory(region: Region, clock: Clock): UnitMemory {
+  return new MappedMemory(region, clock);
 }
 
 const WORD_BYTES = 8;
@@ -41,14 +43,10 @@ class MappedMemory implements UnitMemory {
   readonly #bytes: Uint8Array<ArrayBuffer>;
   readonly #words: BigUint64Array;
   #failure: HoldfastError | undefined;
-  /** The last group of persists that was begun or is to begin. */
-  #last: Promise<void> = Promise.resolve();
-  /** The group that takes those who come now. */
-  #next: Promise<void> | undefined;
-  #nextStart = Number.POSITIVE_INFINITY;
-  #nextEnd = 0;
+  readonly #groups: PersistGroups;
 
-  constructor(region: Region) {
+  constructor(region: Region, clock: Clock) {
+    this.#groups = new PersistGroups((offset, length) => this.#run(offset, length), clock);
     this.#region = region;
     this.#bytes = region.bytes;
     this.#words = new BigUint64Array(region.bytes.buffer, 0, region.sizeBytes / WORD_BYTES);
@@ -76,29 +74,9 @@ class MappedMemory implements UnitMemory {
     return Atomics.compareExchange(this.#words, offset / WORD_BYTES, expected, desired);
   }
 
-  /**
-   * By `msync` a group at a time, which costs as much as one: all who come while a group is being persisted, or in one
-   * turn of the event loop, are the next one. Without a system call each on its own: it is over at once.
-   */
+  /** Without a system call each by itself: it is over at once. */
   persist(offset: number, length: number): Promise<void> {
-    if (this.means !== 'msync') return this.#run(offset, length);
-    this.#nextStart = Math.min(this.#nextStart, offset);
-    this.#nextEnd = Math.max(this.#nextEnd, offset + length);
-    if (this.#next === undefined) {
-      this.#next = this.#persistNext(this.#last);
-      this.#last = this.#next;
-    }
-    return this.#next;
-  }
-
-  async #persistNext(previous: Promise<void>): Promise<void> {
-    await previous.catch(() => {});
-    const start = this.#nextStart;
-    const length = this.#nextEnd - start;
-    this.#next = undefined;
-    this.#nextStart = Number.POSITIVE_INFINITY;
-    this.#nextEnd = 0;
-    await this.#run(start, length);
+    return this.means === 'msync' ? this.#groups.persist(offset, length) : this.#run(offset, length);
   }
 
   #run(offset: number, length: number): Promise<void> {
@@ -109,7 +87,7 @@ class MappedMemory implements UnitMemory {
   }
 
   async close(): Promise<void> {
-    await this.#last.catch(() => {});
+    await this.#groups.idle();
     await this.#region.close();
   }
 

@@ -80,7 +80,7 @@ async function makeEmptyFile(path: string): Promise<void> {
 }
 
 function unreachableUnit({ unit }: MemoryUnitConfig, region: Region, clock: Clock): MemoryUnit {
-  return createMemoryUnit({ name: unit, memory: mappedMemory(region), clock, recordsBytes: RECORDS_BYTES });
+  return createMemoryUnit({ name: unit, memory: mappedMemory(region, clock), clock, recordsBytes: RECORDS_BYTES });
 }
 
 // --- opening
@@ -174,7 +174,7 @@ export class Memory {
     const region = await openFileOfUnit(this.#config, config, clock);
     const unit = createMemoryUnit({
       name: config.unit,
-      memory: mappedMemory(region),
+      memory: mappedMemory(region, clock),
       clock,
       recordsBytes: RECORDS_BYTES,
       ...(node && { node }),

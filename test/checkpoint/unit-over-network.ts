@@ -35,7 +35,7 @@ export class UnitOverNetwork {
     this.region = await openRegion(join(this.#folder, 'memory'), { sizeBytes: accessMemoryBytes, create: true });
     this.unit = createMemoryUnit({
       name: 'unit',
-      memory: mappedMemory(this.region),
+      memory: mappedMemory(this.region, environment.clock),
       clock: environment.clock,
       node,
       recordsBytes: 4096,
