@@ -21,6 +21,7 @@ import { openDevice } from '../storage/open-device.ts';
 import { sharedRing } from '../storage/ring.ts';
 import type { ExportConfig, NodeConfig } from './config.ts';
 import { type ControlMethod, ControlServer } from './control-server.ts';
+import { EventGate } from './event-gate.ts';
 import { Held } from './held.ts';
 import { MEMORY_METHODS, type Memory, type MemoryMethod, openMemory } from './memory.ts';
 import type { DaemonStatus, ExportStatus, LinkReport } from './status.ts';
@@ -155,9 +156,10 @@ export class Daemon implements AsyncDisposable {
     if (peers.length === 0) return undefined;
     if (key === undefined)
       throw new HoldfastError('ERR_HOLDFAST_CONFIG', `${this.#config.source}: with peers a "keyFile" is needed`);
-    const onRefused = (remote: string, error: Error): void => {
-      this.#memory?.strangerRefused(remote, error);
-      this.#emit({ kind: 'stranger-refused', remote, reason: error.message });
+    const gate = new EventGate(environment.clock, (event) => this.#emit(event));
+    const onRefused = (remote: string, error: Error, claimed: string | undefined): void => {
+      this.#memory?.strangerRefused(remote, error, claimed);
+      gate.tell({ kind: 'stranger-refused', remote, ...(claimed && { claimed }), reason: error.message });
     };
     const identity = { name, clusterId: cluster, key, link, ...(listen && { listen }) };
     return createPeerNode({ environment, ...identity, peers, heartbeatMs, leaseMs, onRefused });

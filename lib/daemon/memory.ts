@@ -213,11 +213,13 @@ export class Memory {
     if (isHoldfastError(error) && error.code !== 'ERR_HOLDFAST_CLOSED') this.#notBegun = error;
   }
 
-  /** Somebody without a name that is known here. */
-  strangerRefused(remote: string, error: Error): void {
+  /** Somebody who has not proven to be a peer. */
+  strangerRefused(remote: string, error: Error, claimed: string | undefined): void {
     const code = isHoldfastError(error) ? error.code : 'ERR_HOLDFAST_HANDSHAKE';
-    // Without the port: the same one comes from another each time.
-    this.#refusals.record(refusal(undefined, undefined, code, `a stranger from ${remote.replace(/:\d+$/, '')}`));
+    // Without the port, and no name that is made up: or one could be many, and push out what others did.
+    const known = this.#config.peers.some(({ name }) => name === claimed);
+    const who = known ? `, as ${claimed}` : '';
+    this.#refusals.record(refusal(undefined, undefined, code, `a stranger from ${remote.replace(/:\d+$/, '')}${who}`));
   }
 
   #refuse(peer: string, region: string | undefined, code: HoldfastErrorCode, reason: string): void {

@@ -76,8 +76,11 @@ export interface PeerNodeOptions {
   readonly limits?: PeerLimits;
   /** Protocol versions to speak, if fewer than this build knows. */
   readonly versions?: { readonly min: number; readonly max: number };
-  /** Told of whoever was turned away and is no peer: a stranger, an unknown name. */
-  readonly onRefused?: (remote: string, error: Error) => void;
+  /**
+   * Told of whoever came and was turned away: a stranger, an unknown name, somebody who claims to be a peer and cannot
+   * prove it. `claimed` is the name that it gave, if it came so far.
+   */
+  readonly onRefused?: (remote: string, error: Error, claimed: string | undefined) => void;
 }
 
 /**
@@ -358,8 +361,8 @@ class Node implements PeerNode, PeerConnectionOwner {
 
   #refused(remote: string, claimed: string | undefined, error: Error): void {
     const peer = claimed === undefined ? undefined : this.#peers.get(claimed);
-    if (peer === undefined) this.#options.onRefused?.(remote, error);
-    else this.#handshakeFailed(peer, problemOf(error, remote), false);
+    this.#options.onRefused?.(remote, error, claimed);
+    if (peer !== undefined) this.#handshakeFailed(peer, problemOf(error, remote), false);
   }
 
   #handshakeFailed(peer: Peer, problem: Problem | undefined, dialled: boolean): void {
@@ -423,11 +426,9 @@ class Node implements PeerNode, PeerConnectionOwner {
   ): void {
     const { remote } = connection.connection;
     const name = connection.dials ?? claimed;
+    if (!benign && connection.dials === undefined) this.#options.onRefused?.(remote, error, claimed);
     const peer = name === undefined ? undefined : this.#peers.get(name);
-    if (peer === undefined) {
-      if (!benign) this.#options.onRefused?.(remote, error);
-      return;
-    }
+    if (peer === undefined) return;
     const dialled = peer.dial?.connection === connection;
     if (dialled) peer.dial = undefined;
     this.#handshakeFailed(peer, benign ? undefined : problemOf(error, remote), dialled);

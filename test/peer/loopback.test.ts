@@ -1,5 +1,6 @@
 import net from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
+import type { HoldfastError } from '../../lib/base/errors.ts';
 import type { Address } from '../../lib/base/network.ts';
 import { systemEnvironment } from '../../lib/base/system-environment.ts';
 import type { PeerNodeOptions } from '../../lib/peer/node.ts';
@@ -70,7 +71,13 @@ describe.each(['tls', 'dedicated'] as const)('over a %s link', (link) => {
   });
 
   test('a wrong key is told on both sides, and nothing comes up', async () => {
-    const { a, b } = await startPair({ link }, { link, key: Buffer.from('another key of 32 bytes ........') });
+    const refused: unknown[] = [];
+    const onRefused: PeerNodeOptions['onRefused'] = (_remote, error, claimed) =>
+      refused.push([(error as HoldfastError).code, claimed]);
+    const { a, b } = await startPair(
+      { link, onRefused },
+      { link, key: Buffer.from('another key of 32 bytes ........') },
+    );
     for (const { node } of [a, b])
       await expect
         .poll(() => node.links()[0], PATIENCE)
@@ -79,6 +86,8 @@ describe.each(['tls', 'dedicated'] as const)('over a %s link', (link) => {
           problem: { code: 'ERR_HOLDFAST_WRONG_KEY', message: expect.stringContaining('same key') },
         });
     expect([a.ups, b.ups]).toEqual([[], []]);
+    // Somebody who came as b, and was not.
+    await expect.poll(() => refused, PATIENCE).toContainEqual(['ERR_HOLDFAST_WRONG_KEY', 'b']);
   });
 
   test('a wrong cluster is told on both sides', async () => {
