@@ -12,6 +12,7 @@ import type { Method, PeerNode, PeerSession } from '../peer/peer.ts';
 import {
   accessListMethod,
   allowMethod,
+  closeMethod,
   createMethod,
   deleteMethod,
   denyMethod,
@@ -23,6 +24,7 @@ import {
   type RegionInfo,
   takeOverMethod,
 } from './manager-wire.ts';
+import { openAccess } from './memory-session.ts';
 import type { AddressContext, AddressRange, RegionAccess, Right } from './one-sided.ts';
 import { Waiters } from './waiters.ts';
 
@@ -37,8 +39,8 @@ export interface MemoryClientOptions {
   readonly manager: string;
   /** Name of the unit's node; the manager's own if they are one. */
   readonly unit: string;
-  /** How commands reach the unit. */
-  readonly transport: (session: PeerSession, context: AddressContext) => RegionAccess;
+  /** How commands reach the unit. Default: over this node's session with it. */
+  readonly transport?: (session: PeerSession, context: AddressContext) => RegionAccess;
 }
 
 export interface ClientOptions {
@@ -63,6 +65,8 @@ export interface AccessGrant extends ClientOptions {
 export interface OpenedRegion {
   readonly context: AddressContext;
   readonly access: RegionAccess;
+  /** Gives the key back. Without it the key lasts as long as the session with the unit, which takes so many and no more. */
+  close(options?: ClientOptions): Promise<void>;
 }
 
 /** Waits for its peers, each call as long as its signal lets it. Rejects with the manager's HoldfastError. */
@@ -159,13 +163,23 @@ export class MemoryClient {
       try {
         const context = await this.#ask(method, request, signal);
         if (context.unit !== this.#options.unit) throw otherUnit(this.#options, context);
-        if (session.open) return { context, access: this.#options.transport(session, context) };
+        if (session.open) return this.#opened(session, context);
       } catch (error) {
         if (!isHoldfastError(error, 'ERR_HOLDFAST_PEER_LOST') || tries >= OPEN_TRIES_MAX) throw error;
       }
       if (tries >= OPEN_TRIES_MAX) throw unsteady(this.#options.unit);
       await this.#pause(tries * OPEN_AGAIN_MS, signal);
     }
+  }
+
+  #opened(session: PeerSession, context: AddressContext): OpenedRegion {
+    const { transport = openAccess } = this.#options;
+    const { region, key } = context;
+    return {
+      context,
+      access: transport(session, context),
+      close: ({ signal } = {}) => this.#ask(closeMethod, { region, key }, signal),
+    };
   }
 
   async #session(peer: string, signal: AbortSignal | undefined): Promise<PeerSession> {

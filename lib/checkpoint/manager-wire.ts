@@ -2,7 +2,7 @@
  * What the users of a unit ask its manager for: methods of a peer session. Rare requests, each checked by a strict
  * schema. Who asks is the session's peer, whom the handshake has authenticated; no request names its sender.
  *
- * Numbers: 50 to 58.
+ * Numbers: 50 to 59.
  */
 import { z } from 'zod';
 import { NAME_PATTERN } from '../peer/handshake.ts';
@@ -59,12 +59,15 @@ export const listRequest = z.strictObject({ after: name.optional() });
 export const nameRequest = z.strictObject({ name });
 export const accessRequest = z.strictObject({ name, peer, rights, range: range.optional() });
 
+export const closeRequest = z.strictObject({ region: hex, key: hex });
+
 export type CreateRequest = z.infer<typeof createRequest>;
 export type OpenRequest = z.infer<typeof openRequest>;
 export type GrowRequest = z.infer<typeof growRequest>;
 export type ListRequest = z.infer<typeof listRequest>;
 export type NameRequest = z.infer<typeof nameRequest>;
 export type AccessRequest = z.infer<typeof accessRequest>;
+export type CloseRequest = z.infer<typeof closeRequest>;
 
 const listAnswer = z.strictObject({ regions: z.array(regionInfo).max(LIST_PAGE_MAX), more: z.boolean() });
 export type RegionPage = z.infer<typeof listAnswer>;
@@ -98,3 +101,4 @@ export const allowMethod = define(55, 'memory-allow', accessRequest, nothing);
 export const denyMethod = define(56, 'memory-deny', accessRequest, nothing);
 export const takeOverMethod = define(57, 'memory-take-over', openRequest, context);
 export const accessListMethod = define(58, 'memory-access-list', nameRequest, accessAnswer);
+export const closeMethod = define(59, 'memory-close', closeRequest, nothing);

@@ -26,7 +26,10 @@ import {
   accessListMethod,
   accessRequest,
   allowMethod,
+  type CloseRequest,
   type CreateRequest,
+  closeMethod,
+  closeRequest,
   createMethod,
   createRequest,
   deleteMethod,
@@ -184,6 +187,7 @@ export class MemoryManager implements AsyncDisposable {
   serve(node: PeerNode): void {
     answer(node, createMethod, (peer, request) => this.create(peer, request));
     answer(node, openMethod, (peer, request) => this.openRegion(peer, request));
+    answer(node, closeMethod, (peer, request) => this.closeRegion(peer, request));
     answer(node, growMethod, (peer, request) => this.grow(peer, request));
     answer(node, listMethod, (peer, request) => this.list(peer, request));
     answer(node, deleteMethod, (peer, request) => this.delete(peer, request));
@@ -256,6 +260,14 @@ export class MemoryManager implements AsyncDisposable {
     });
   }
 
+  /** The peer needs a key no more. That there was such a key is not said. */
+  async closeRegion(peer: string, request: CloseRequest): Promise<void> {
+    const { region, key } = valid(closeRequest.safeParse(request));
+    return this.#operate({ peer, region: '' }, async () => {
+      await this.#control.revoke({ region, key, peer }, this.#closed.signal);
+    });
+  }
+
   /** More virtual addresses at the end; they read as zeros. Keys of before keep their range. */
   async grow(peer: string, request: GrowRequest): Promise<RegionInfo> {
     const { name, sizeBytes } = valid(growRequest.safeParse(request));
@@ -285,7 +297,9 @@ export class MemoryManager implements AsyncDisposable {
   async delete(peer: string, request: NameRequest): Promise<void> {
     const { name } = valid(nameRequest.safeParse(request));
     return this.#operate({ peer, region: name }, async () => {
-      await this.#change(withoutRegion(this.#directory(), this.#changeable(peer, name)));
+      const region = this.#changeable(peer, name);
+      this.#owe({ region: region.id });
+      await this.#change(withoutRegion(this.#directory(), region));
       await this.#settle();
       this.#audit({ peer, event: 'deleted', region: name, reason: 'its space is zeroed now' });
     });

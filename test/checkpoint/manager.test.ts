@@ -206,6 +206,23 @@ describe('access', () => {
     await refused(manager.openRegion('ann', { name: 'log', rights: [...READ] }), 'ERR_HOLDFAST_PEER_LOST');
   });
 
+  test('who takes over keeps the keys it had, and readers keep theirs', async () => {
+    await manager.allow('ann', { name: 'log', peer: 'ben', rights: [...READ] });
+    const own = await manager.openRegion('ann', { name: 'log', rights: [...WHOLE] });
+    const reader = await manager.openRegion('ben', { name: 'log', rights: [...READ] });
+    expect(await manager.takeOver('ann', { name: 'log', rights: [...WHOLE] })).toMatchObject({ epoch: 2 });
+    expect([unit.keys.has(own.key), unit.keys.has(reader.key)]).toEqual([true, true]);
+  });
+
+  test('a key that is given back opens nothing; one of another peer is not touched', async () => {
+    const { region, key } = await manager.openRegion('ann', { name: 'log', rights: [...WHOLE] });
+    await manager.closeRegion('ben', { region, key });
+    expect(unit.keys.has(key)).toBe(true);
+    await manager.closeRegion('ann', { region, key });
+    expect(unit.keys.has(key)).toBe(false);
+    await manager.closeRegion('ann', { region, key });
+  });
+
   test('nothing of a key comes into the audit log', async () => {
     const { key } = await manager.openRegion('ann', { name: 'log', rights: [...WHOLE] });
     const taken = await manager.takeOver('ann', { name: 'log', rights: [...WHOLE] });
