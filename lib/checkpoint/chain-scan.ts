@@ -5,12 +5,14 @@
  * A chunk is looked at as it was when it was read. What breaks off in it may have gone on since: then the next scan
  * finds it.
  */
-import { COMMAND_BYTES_MAX, type RegionRecord, type RingPosition } from './layout.ts';
+import { COMMAND_BYTES_MAX, isOfChain, LINE_BYTES, type RegionRecord, type RingPosition } from './layout.ts';
 import type { RegionAccess } from './one-sided.ts';
-import { formatWord, type RawRecord, stepChain } from './records.ts';
+import { decodeRecordHeader, formatWord, type RawRecord, type RecordHeader, stepChain } from './records.ts';
 
 const FIRST_CHUNK_BYTES = 64 * 1024;
 const CHUNKS_AHEAD = 4;
+/** Beyond what a writer has in flight. */
+const WITNESS_BYTES = 8 * 1024 * 1024;
 
 export interface ScanOptions {
   /** About as much as will be wanted: nothing is read ahead beyond it. */
@@ -57,6 +59,31 @@ export async function scanChain(
       wrapBytes = 0;
       if (!goesOn) return place;
     }
+  } finally {
+    await stream.close();
+  }
+}
+
+/**
+ * Where a chain breaks off: a later record that says that the one that is missing here was durable, if one is near. A
+ * store that was cut off leaves no such record behind it; damage does.
+ */
+export async function findWitness(
+  access: RegionAccess,
+  region: RegionRecord,
+  place: RingPosition,
+): Promise<RecordHeader | undefined> {
+  const stream = new RingStream(access, region, place.offset, { expectedBytes: WITNESS_BYTES });
+  const word = formatWord(region.formatId);
+  try {
+    for (let looked = 0; looked < WITNESS_BYTES && (await stream.gather(LINE_BYTES)); looked += LINE_BYTES) {
+      const header = decodeRecordHeader(stream.bytes);
+      const isLater = header?.formatWord === word && header.sequence > place.sequence;
+      if (isLater && header.durable >= place.sequence && isOfChain(region, header.sequence, header.epoch))
+        return header;
+      stream.take(LINE_BYTES);
+    }
+    return undefined;
   } finally {
     await stream.close();
   }

@@ -6,11 +6,11 @@
  *   one has been told is durable the new one finds; what it still tries arrives nowhere.
  * - A checkpoint is acknowledged when it survives the power cut of the unit, and all before it do.
  */
-import { HoldfastError } from '../base/errors.ts';
+import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import { isPlanted } from '../base/planted-bug.ts';
 import { SuperblockPair } from '../storage/superblock-pair.ts';
 import { AppendLog, type WhenFull } from './append-log.ts';
-import { scanChain } from './chain-scan.ts';
+import { findWitness, scanChain } from './chain-scan.ts';
 import { bytesCodec, type Codec } from './codec.ts';
 import { writerError } from './commands.ts';
 import {
@@ -23,7 +23,7 @@ import {
   type RegionRecord,
 } from './layout.ts';
 import type { RegionAccess } from './one-sided.ts';
-import { decodeOrThrow, raiseFence, readRegionRecord, recordDevice } from './region-record.ts';
+import { decodeOrThrow, raiseFence, readFence, readRegionRecord, recordDevice } from './region-record.ts';
 import { RingSpace } from './ring-space.ts';
 import { SlotLog } from './slot-log.ts';
 import { findNewest } from './slot-look.ts';
@@ -54,6 +54,11 @@ export interface CheckpointWriterOptions<T = Uint8Array> {
   /** Of those that wait to be sent; one more is refused with ERR_HOLDFAST_QUEUE_FULL. Defaults 4096 and 64 MiB. */
   readonly waitingRecordsMax?: number;
   readonly waitingBytesMax?: number;
+  /**
+   * Opens a series of which checkpoints that were acknowledged are damaged: they are lost, and all after them. Default
+   * false.
+   */
+  readonly acceptLoss?: boolean;
   /** Cancels the opening. */
   readonly signal?: AbortSignal;
 }
@@ -84,7 +89,7 @@ export class CheckpointWriter<T = Uint8Array> implements AsyncDisposable {
    * key must have the right to write all of the region.
    *
    * @throws HoldfastError ERR_HOLDFAST_METADATA_MISSING if the region has not been formatted,
-   *   ERR_HOLDFAST_METADATA_DAMAGED, ERR_HOLDFAST_FENCED if another one opens at the same time, ERR_HOLDFAST_BAD_ARGUMENT
+   *   ERR_HOLDFAST_METADATA_DAMAGED (also if an acknowledged checkpoint is), ERR_HOLDFAST_FENCED if another one opens at the same time, ERR_HOLDFAST_BAD_ARGUMENT
    *   (limits), and what the commands throw.
    */
   static open(access: RegionAccess, options?: CheckpointWriterOptions): Promise<CheckpointWriter>;
@@ -109,9 +114,25 @@ export class CheckpointWriter<T = Uint8Array> implements AsyncDisposable {
     options: CheckpointWriterOptions<unknown>,
     limits: WriterLimits,
   ): Promise<CheckpointWriter<unknown>> {
-    const { signal, whenFull = 'block', codec = bytesCodec as Codec<unknown> } = options;
     const before = await readRegionRecord(access);
     const epoch = isPlanted('fence-not-raised') ? before.epoch : await raiseFence(access, before.epoch);
+    try {
+      return await CheckpointWriter.#takeOver(access, epoch, options, limits);
+    } catch (error) {
+      // What seems to be damage may be what the next writer does meanwhile.
+      if (isHoldfastError(error, 'ERR_HOLDFAST_METADATA_DAMAGED') && (await readFence(access)) !== BigInt(epoch))
+        throw new HoldfastError('ERR_HOLDFAST_FENCED', `the fence is above ${epoch}`, { cause: error });
+      throw error;
+    }
+  }
+
+  static async #takeOver(
+    access: RegionAccess,
+    epoch: number,
+    options: CheckpointWriterOptions<unknown>,
+    limits: WriterLimits,
+  ): Promise<CheckpointWriter<unknown>> {
+    const { signal, whenFull = 'block', codec = bytesCodec as Codec<unknown> } = options;
     const guard = { address: FENCE_ADDRESS, expected: BigInt(epoch) };
     // Now nobody else changes it.
     const pair = await SuperblockPair.open(recordDevice(access, guard), REGION_FORMAT, PAIR_LAYOUT);
@@ -124,6 +145,7 @@ export class CheckpointWriter<T = Uint8Array> implements AsyncDisposable {
       return new CheckpointWriter(region, new SlotLog(access, region, sequence, limits), codec);
     }
     const space = await findTail(access, left, signal);
+    if (options.acceptLoss !== true) await refuseLoss(access, left, space);
     const region = { ...left, epoch, firstSequence: space.tail.sequence };
     await pair.write(encodeRegion(region));
     return new CheckpointWriter(region, new AppendLog(access, pair, region, space, whenFull, limits), codec);
@@ -197,6 +219,17 @@ async function findTail(access: RegionAccess, region: RegionRecord, signal?: Abo
   };
   await scanChain(access, region, headPosition(region), visit, signal && { signal });
   return space;
+}
+
+/** A series that was cut short by damage must not go on as if nothing had been there. */
+async function refuseLoss(access: RegionAccess, region: RegionRecord, { tail }: RingSpace): Promise<void> {
+  const witness = await findWitness(access, region, tail);
+  if (witness === undefined) return;
+  throw new HoldfastError(
+    'ERR_HOLDFAST_METADATA_DAMAGED',
+    `checkpoint ${tail.sequence} on ${access.unit} was acknowledged, as checkpoint ${witness.sequence} says, and is ` +
+      'damaged; take the region from another copy, or set acceptLoss to lose it and all after it',
+  );
 }
 
 function limitsOf(options: CheckpointWriterOptions<unknown>): WriterLimits {

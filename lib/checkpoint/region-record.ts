@@ -180,9 +180,7 @@ async function refuseFormatted(access: RegionAccess): Promise<void> {
  * so. Gives the new epoch.
  */
 export async function raiseFence(access: RegionAccess, least: number): Promise<number> {
-  const word = new Uint8Array(8);
-  await access.read(FENCE_ADDRESS, word);
-  let found = new DataView(word.buffer).getBigUint64(0, true);
+  let found = await readFence(access);
   for (;;) {
     const newest = found > BigInt(least) ? found : BigInt(least);
     if (newest >= BigInt(Number.MAX_SAFE_INTEGER))
@@ -194,4 +192,10 @@ export async function raiseFence(access: RegionAccess, least: number): Promise<n
     if (before === found) return Number(newest + 1n);
     found = before;
   }
+}
+
+export async function readFence(access: RegionAccess): Promise<bigint> {
+  const word = new Uint8Array(8);
+  await access.read(FENCE_ADDRESS, word);
+  return new DataView(word.buffer).getBigUint64(0, true);
 }

@@ -480,6 +480,24 @@ test('a region that is too small, or none, or opened in part, is refused', async
   await expect(CheckpointReader.open(blank.access({ range: end }))).rejects.toEqual(code('ERR_HOLDFAST_OUT_OF_RANGE'));
 });
 
+test('an acknowledged checkpoint that is damaged is not taken for the end of the series', async () => {
+  const recorder = await formatted(16 * 1024);
+  const writer = await CheckpointWriter.open(recorder.access());
+  for (const each of range(1, 5)) await writer.append(stamped(each, 500));
+  const { dataAddress } = await readRegionRecord(recorder.access());
+  await recorder.access().write(dataAddress + 2 * 576 + 300, [Uint8Array.of(0xff)]);
+  const open = (acceptLoss: boolean) => CheckpointWriter.open(recorder.access(), { acceptLoss });
+  await expect(open(false)).rejects.toThrow(
+    'checkpoint 3 on memory was acknowledged, as checkpoint 4 says, and is damaged',
+  );
+  await using next = await open(true);
+  expect(next.durableSequence).toBe(2);
+  expect(await next.append(stamped(3, 500))).toBe(3);
+  expect((await open(false)).durableSequence, 'what was given up bears no witness').toBe(3);
+  const reader = await CheckpointReader.open(recorder.access());
+  expect(stamps(await reader.readAll())).toEqual(pairs(1, 3));
+});
+
 test('a fence that no writer has put there is not raised', async () => {
   const recorder = await formatted(16 * 1024);
   await recorder.access().write(FENCE_ADDRESS, [new Uint8Array(8).fill(0xff)]);
