@@ -215,7 +215,10 @@ export interface NativePlaneState {
   keys: number;
   commands: number;
   refused: number;
+  reads: number;
   readBytes: number;
+  /** Swaps too. */
+  writes: number;
   writtenBytes: number;
   /** How often the disk was asked, and for how many commands. */
   persists: number;

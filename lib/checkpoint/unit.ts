@@ -202,16 +202,17 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
   }
 
   get status(): UnitStatus {
+    const plane = this.#closing === undefined ? this.#plane?.state : undefined;
     return {
       sizeBytes: this.sizeBytes,
       means: this.means,
       regions: this.#tables.regionCount,
       keys: this.#tables.keyCount,
-      reads: this.#reads,
-      readBytes: this.#readBytes,
-      writes: this.#writes,
-      writtenBytes: this.#writtenBytes,
-      persists: this.#persists,
+      reads: this.#reads + (plane?.reads ?? 0),
+      readBytes: this.#readBytes + (plane?.readBytes ?? 0),
+      writes: this.#writes + (plane?.writes ?? 0),
+      writtenBytes: this.#writtenBytes + (plane?.writtenBytes ?? 0),
+      persists: this.#persists + (plane?.persistedCommands ?? 0),
       refused: this.#refused,
       failure: this.#memory.failure,
     };

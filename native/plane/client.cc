@@ -346,12 +346,12 @@ void Client::Drain() {
   if (draining_ || closing_) return;
   draining_ = true;
   drain_begun_ns_ = NowNs();
-  uint32_t round = 0;
-  while (round < kRounds && (Collect() || (Linger() && Collect()))) {
-    round++;
+  bool found = Collect();
+  for (uint32_t round = 1; found; round++) {
     Deliver();
     if (closing_) break;
     TakeEntries();
+    found = round < kRounds && in_flight_ > 0 && LingerPays() && (Collect() || (Linger() && Collect()));
   }
   draining_ = false;
   if (closing_) return CloseHandle();
@@ -375,7 +375,6 @@ bool Client::Collect() {
 
 // Looks out for an answer for a moment, if one is likely.
 bool Client::Linger() {
-  if (in_flight_ == 0 || !LingerPays()) return false;
   const uint64_t begun_ns = NowNs();
   const uint64_t until_ns = std::min(begun_ns + kLingerNs, drain_begun_ns_ + kLingerDrainNs);
   uint64_t now_ns = begun_ns;

@@ -415,7 +415,9 @@ Napi::Value ServerState(const Napi::CallbackInfo& info) {
   set("keys", state.keys);
   set("commands", state.commands);
   set("refused", state.refused);
+  set("reads", state.reads);
   set("readBytes", state.read_bytes);
+  set("writes", state.writes);
   set("writtenBytes", state.written_bytes);
   set("persists", state.persists);
   set("persistedCommands", state.persisted_commands);

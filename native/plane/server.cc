@@ -252,23 +252,24 @@ void Server::Lead() {
 
 // Looks out for the next command for a moment before it sleeps: to be woken costs more, here and at the client's end.
 int Server::Wait(epoll_event* events, int timeout_ms) {
-  int count = epoll_wait(epoll_, events, kEvents, 0);
-  if (count != 0 || timeout_ms == 0) return count;
   static const bool alone = OneProcessorOnly();
-  bool pays = !alone && limits_.linger_us > 0 && linger_mean_ns_ <= kLingerMeanNs;
-  if (!pays && ++linger_pause_ >= kLingerPause) {
-    linger_pause_ = 0;
-    linger_mean_ns_ = 0;
-  }
-  if (pays) {
-    const uint64_t begun_ns = NowNs();
-    const uint64_t until_ns = begun_ns + uint64_t{limits_.linger_us} * 1000;
-    uint64_t now_ns = begun_ns;
-    for (; count == 0 && now_ns < until_ns; now_ns = NowNs()) count = epoll_wait(epoll_, events, kEvents, 0);
-    linger_mean_ns_ = (7 * linger_mean_ns_ + now_ns - begun_ns) / 8;
-    if (count != 0) return count;
-  }
-  return epoll_wait(epoll_, events, kEvents, timeout_ms);
+  if (timeout_ms == 0 || alone || !LingerPays()) return epoll_wait(epoll_, events, kEvents, timeout_ms);
+  const uint64_t begun_ns = NowNs();
+  const uint64_t until_ns = begun_ns + uint64_t{limits_.linger_us} * 1000;
+  int count = epoll_wait(epoll_, events, kEvents, 0);
+  uint64_t now_ns = begun_ns;
+  for (; count == 0 && now_ns < until_ns; now_ns = NowNs()) count = epoll_wait(epoll_, events, kEvents, 0);
+  linger_mean_ns_ = (7 * linger_mean_ns_ + now_ns - begun_ns) / 8;
+  return count != 0 ? count : epoll_wait(epoll_, events, kEvents, timeout_ms);
+}
+
+bool Server::LingerPays() {
+  if (limits_.linger_us == 0) return false;
+  if (linger_mean_ns_ <= kLingerMeanNs) return true;
+  if (++linger_pause_ < kLingerPause) return false;
+  linger_pause_ = 0;
+  linger_mean_ns_ = 0;
+  return true;
 }
 
 // ── Durability ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -729,6 +730,7 @@ void Server::Read(const Command& command) {
     reads_.push_back(span);
   }
   batch_bytes_ += command.length;
+  state_.reads++;
   state_.read_bytes += command.length;
 }
 
@@ -753,6 +755,7 @@ void Server::Write(Connection* connection, const Command& command, const uint8_t
     }
     data += span.length;
   }
+  state_.writes++;
   state_.written_bytes += command.length;
   if (command.length == 0) return Respond(command, kOk, 0);
   Touch(key->region, command.address, command.length);
@@ -764,7 +767,11 @@ void Server::Swap(Connection* connection, const Command& command, Key* key) {
   uint64_t before = command.operand_a;
   const bool swapped = __atomic_compare_exchange_n(Word(spans_[0].start), &before, command.operand_b, false,
                                                    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-  if (swapped) Touch(key->region, command.address, command.length);
+  if (swapped) {
+    state_.writes++;
+    state_.written_bytes += command.length;
+    Touch(key->region, command.address, command.length);
+  }
   const bool direct = (command.flags & kPersistFlag) != 0 && mapping_->IsDirect(kWordBytes);
   if (direct) mapping_->Persist(spans_[0].start, kWordBytes);
   // Also if nothing was stored: what is told to be there is durable then.

@@ -119,7 +119,8 @@ class Server {
   size_t TakeEvents(Event* events, size_t limit, uint64_t* dropped);
 
   struct State {
-    uint64_t connections, keys, commands, refused, read_bytes, written_bytes, persists, persisted_commands, failure;
+    uint64_t connections, keys, commands, refused, reads, read_bytes, writes, written_bytes, persists,
+        persisted_commands, failure;
   };
   State GetState();
 
@@ -135,6 +136,7 @@ class Server {
   void Serve();
   void Lead();
   int Wait(epoll_event* events, int timeout_ms);
+  bool LingerPays();
   void PersistGroup();
   bool ShouldPersist() const;
   void NoteInFlight(size_t commands);

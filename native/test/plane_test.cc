@@ -377,6 +377,41 @@ TEST("a command that cannot be ends its connection") {
   }
 }
 
+TEST("random bytes from a client change nothing but what its key opens") {
+  Unit unit;
+  uint64_t state = 12345;
+  const auto random = [&state](uint64_t limit) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (state >> 33) % limit;
+  };
+  Tables::Revocation revocation;
+  CHECK(unit.server().Install({{kRegion, {{8192, 4096}}}}, &revocation));
+  for (int round = 0; round < 300; round++) {
+    CHECK(unit.server().Admit(MakeName(100), kSession));
+    unit.server().Add({MakeName(80), kRegion, 512, 512, kReadRight | kWriteRight, kSession});
+    Client client(unit, MakeName(100));
+    std::string bytes;
+    for (uint64_t count = 1 + random(20); count > 0; count--) {
+      Command command = Make(static_cast<Operation>(1 + random(5)), random(1024), random(300), MakeName(80));
+      if (command.operation == kCompareAndSwap) command.address &= ~7ull, command.length = 8;
+      command.flags = random(4) == 0 && command.operation == kWrite ? static_cast<uint8_t>(random(4)) : 0;
+      auto* raw = reinterpret_cast<char*>(&command);
+      if (random(6) == 0) raw[random(sizeof(command))] = static_cast<char>(random(256));
+      bytes.append(raw, sizeof(command)).append(command.data_bytes < 400 ? command.data_bytes : 0, '!');
+    }
+    client.Send(bytes.data(), bytes.size() - random(3));
+    shutdown(client.fd(), SHUT_WR);
+    char answers[4096];
+    while (recv(client.fd(), answers, sizeof(answers), 0) > 0) {
+    }
+  }
+  const uint8_t* memory = unit.mapping().data();
+  for (size_t i = 0; i < kMemory; i++) {
+    if (memory[i] != 0 && (i < 8192 + 512 || i >= 8192 + 1024)) CHECK(!"it is in the range of the key");
+  }
+  CHECK(unit.server().GetState().refused > 100);
+}
+
 TEST("a revocation is over when the last command under the key is") {
   Unit unit;
   Client client(unit, kTicket);

@@ -167,13 +167,20 @@ describe('strangers and hostile clients', () => {
     ]);
   });
 
-  test('a refusal is in the audit log of the unit, with the name of the peer', async () => {
+  test('a unit counts what its plane does, and has its refusals in the audit log, with the name of the peer', async () => {
     const network = await new UnitOverNetwork().start(true);
     cleanUps.push(() => network.close());
     const access = openPlaneAccess(await network.connect('ben'), grant(0xbad));
     await expect(access.read(0, new Uint8Array(8))).rejects.toEqual(fails('KEY_INVALID'));
     await until(() => network.unit.status.refused === 1);
     expect(network.unit.auditEvents().at(-1)).toMatchObject({ kind: 'refused', peer: 'ben', count: 1 });
+    await network.unit.install([{ region: REGION, extents: [{ startBytes: PAGE, lengthBytes: 64 * PAGE }] }]);
+    await network.unit.grant(grant(0xbad, { peer: 'ben' }));
+    await access.write(0, [new Uint8Array(10)], { persist: true });
+    await access.read(0, new Uint8Array(100));
+    expect(await access.compareAndSwap(0, 0n, 1n)).toBe(0n);
+    const counted = { reads: 1, readBytes: 100, writes: 2, writtenBytes: 18, persists: 1, refused: 1 };
+    expect(network.unit.status).toMatchObject(counted);
   });
 });
 
