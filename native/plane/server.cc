@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -31,6 +32,9 @@ constexpr uint32_t kTurnCommands = 1024;      // of one connection, before the o
 constexpr size_t kTurnBytes = 4 << 20;
 constexpr size_t kBufferBytes = 256 << 10;    // of a connection; for a longer command it grows
 constexpr int kIdleWaitMs = 500;
+// From here on the disk's time outweighs that of the network and the processors.
+constexpr uint64_t kSlowPersistNs = 500'000;
+constexpr uint64_t kGatherNs = 2'000'000;
 // Where looking out takes longer than being woken costs, so many sleeps go by before it is tried again.
 constexpr uint64_t kLingerMeanNs = 15'000;
 constexpr uint32_t kLingerPause = 256;
@@ -174,6 +178,7 @@ void Server::Stop() {
     stopping_ = true;
     WakeLeader();
     follow_.notify_all();
+    gather_.notify_all();
   }
   for (; thread_count_ > 0; thread_count_--) pthread_join(threads_[thread_count_ - 1], nullptr);
   for (auto& connection : connections_) {
@@ -277,15 +282,19 @@ bool Server::LingerPays() {
 // Makes what waits durable, as one, and answers. Gives the lock back meanwhile.
 void Server::PersistGroup() {
   if (waiting_.empty() || persisting_) return;
+  persisting_ = true;
+  GatherGroup();
   std::vector<Waiting> group;
   group.swap(waiting_);
-  persisting_ = true;
   NoteInFlight(group.size());
   persisted_ = mapping_;
   region::Failure failure{failure_, "an earlier persist"};
   if (failure_ == 0) {
     turns_.unlock();
+    const uint64_t begun_ns = NowNs();
     failure = PersistRanges(group);
+    persisted_at_ns_ = NowNs();
+    persist_mean_ns_ = (7 * persist_mean_ns_ + persisted_at_ns_ - begun_ns) / 8;
     turns_.lock();
   }
   persisting_ = false;
@@ -335,8 +344,18 @@ region::Failure Server::PersistRanges(const std::vector<Waiting>& group) {
 // is on its way. All at once would leave it idle between.
 bool Server::ShouldPersist() const { return !persisting_ && 2 * waiting_.size() >= std::max<size_t>(in_flight_peak_, 1); }
 
+// A slow disk is not worth dividing for: with halves it would only be asked twice as often. So a group waits a moment for
+// those whom the one before has answered.
+void Server::GatherGroup() {
+  if (persist_mean_ns_ < kSlowPersistNs) return;
+  const uint64_t until_ns = persisted_at_ns_ + std::min(persist_mean_ns_ / 4, kGatherNs);
+  for (uint64_t now_ns = NowNs(); now_ns < until_ns && waiting_.size() < in_flight_peak_ && !stopping_; now_ns = NowNs()) {
+    gather_.wait_for(turns_, std::chrono::nanoseconds(until_ns - now_ns));
+  }
+}
+
 void Server::NoteInFlight(size_t commands) {
-  in_flight_peak_ = std::max(commands, in_flight_peak_ - in_flight_peak_ / 8);
+  in_flight_peak_ = std::max(commands, in_flight_peak_ - (in_flight_peak_ + 7) / 8);
 }
 
 void Server::EnqueuePersist(Connection* connection, const Command& command, Key* key, uint64_t value) {
@@ -349,6 +368,7 @@ void Server::EnqueuePersist(Connection* connection, const Command& command, Key*
   key->in_flight++;
   connection->persists++;
   waiting_.push_back({connection->slot, connection->generation, command.tag, value, key, start, end});
+  if (waiting_.size() >= in_flight_peak_) gather_.notify_one();
 }
 
 // ── Connections ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -139,6 +139,7 @@ class Server {
   bool LingerPays();
   void PersistGroup();
   bool ShouldPersist() const;
+  void GatherGroup();
   void NoteInFlight(size_t commands);
   region::Failure PersistRanges(const std::vector<Waiting>& group);
 
@@ -185,11 +186,16 @@ class Server {
   std::mutex stop_mutex_;
   Turns turns_;
   std::condition_variable_any follow_;
+  std::condition_variable_any gather_;
   bool stopping_ = false;
   bool leading_ = false;
   bool sleeping_ = false;    // the leader waits for connections, without the lock
   bool persisting_ = false;
   size_t in_flight_peak_ = 0;    // of late: commands that wait for the disk, or that it works on
+
+  // How long the disk takes, and when it last ended: of the one thread that persists.
+  uint64_t persist_mean_ns_ = 0;
+  uint64_t persisted_at_ns_ = 0;
 
   region::Mapping* mapping_ = nullptr;
   region::Mapping* persisted_ = nullptr;    // by the group under way
