@@ -6,7 +6,7 @@
  * administrators.
  */
 import { open as openFile, stat, unlink } from 'node:fs/promises';
-import type { Clock } from '../base/clock.ts';
+import type { Clock, TimerHandle } from '../base/clock.ts';
 import type { Environment } from '../base/environment.ts';
 import { HoldfastError, type HoldfastErrorCode, isHoldfastError } from '../base/errors.ts';
 import { type AuditEntry, type AuditEvent, AuditLog } from '../checkpoint/audit.ts';
@@ -27,6 +27,7 @@ import type { ManagerReport, MemoryListing, MemoryStatus, Refusal, UnitReport } 
 /** For the manager's records, at the start of the file; fixed by the creation. */
 const RECORDS_BYTES = 1024 * 1024;
 const PAGE_BYTES = 4096;
+const BEGIN_AGAIN_MS = 1000;
 /** Different refusals that are kept beside the unit's own audit log; and of both, those that status shows. */
 const REFUSALS_KEPT = 100;
 const REFUSALS_SHOWN = 20;
@@ -151,6 +152,8 @@ export class Memory {
   #manager: MemoryManager | undefined;
   /** Why a manager that is apart from its unit has not begun. */
   #notBegun: HoldfastError | undefined;
+  #again: TimerHandle | undefined;
+  #isClosed = false;
 
   /** @internal */
   constructor(config: NodeConfig, options: MemoryOptions) {
@@ -203,14 +206,19 @@ export class Memory {
     });
     this.#held.add(manager);
     if (node !== undefined) manager.serve(node);
-    const begun = manager.open();
-    if (control === this.#unit) await begun;
-    else begun.catch((error: unknown) => this.#hasNotBegun(error));
+    if (control === this.#unit) await manager.open();
+    else this.#beginApart(manager);
     return manager;
   }
 
-  #hasNotBegun(error: unknown): void {
-    if (isHoldfastError(error) && error.code !== 'ERR_HOLDFAST_CLOSED') this.#notBegun = error;
+  /** As often as it takes: the unit may be there later, or be mended. */
+  #beginApart(manager: MemoryManager): void {
+    manager.open().catch((error: unknown) => {
+      if (this.#isClosed) return;
+      if (isHoldfastError(error)) this.#notBegun = error;
+      const { clock } = this.#options.environment;
+      this.#again = clock.setTimer(BEGIN_AGAIN_MS, () => this.#beginApart(manager));
+    });
   }
 
   /** Somebody who has not proven to be a peer. */
@@ -335,6 +343,8 @@ export class Memory {
 
   /** The node is closed before. Idempotent. */
   close(): Promise<void> {
+    this.#isClosed = true;
+    this.#again?.cancel();
     return this.#held.close();
   }
 }

@@ -250,7 +250,7 @@ describe('a manager on another node than its unit', () => {
     expect([code, message]).toEqual(['ERR_HOLDFAST_NOT_FOUND', expect.stringContaining('ask there: --node tie')]);
   });
 
-  it('that the unit does not know as its manager is refused, and says so', async () => {
+  it('that the unit does not know as its manager is refused, says so, and begins once it does', async () => {
     const manager = await office.start('tie');
     const [a, b, tie] = office.config.nodes;
     a.memoryUnit.manager = 'b';
@@ -261,5 +261,12 @@ describe('a manager on another node than its unit', () => {
     expect(memory!.manager).toMatchObject({ space: null, problem: { code: 'ERR_HOLDFAST_REFUSED' } });
     expect(isHealthy(manager.status())).toBe(false);
     expect(unit.status().memory!.refusals).toMatchObject([{ peer: 'tie', code: 'ERR_HOLDFAST_REFUSED' }]);
+    await unit.close();
+    a.memoryUnit.manager = 'tie';
+    b.addresses = [];
+    office.save();
+    await office.start('a');
+    await until(manager, isServed);
+    expect(manager.status().memory!.manager!.problem).toBeNull();
   });
 });
