@@ -33,6 +33,12 @@ export {
   type CheckpointWriterOptions,
 } from './checkpoint/checkpoint-writer.ts';
 export { type Codec, structuredCodec } from './checkpoint/codec.ts';
+export {
+  type ConnectMemoryOptions,
+  connectMemory,
+  type MemoryConnection,
+  type MemoryPeer,
+} from './checkpoint/connect-memory.ts';
 export { type CheckpointMode, cursorAddress } from './checkpoint/layout.ts';
 export type {
   AccessKey,
@@ -43,6 +49,14 @@ export type {
   StoreOptions,
   WriteOptions as RegionWriteOptions,
 } from './checkpoint/one-sided.ts';
+export { pairMemory } from './checkpoint/pair-memory.ts';
+export {
+  type PairMemory,
+  type PairRole,
+  ProcessPair,
+  type ProcessPairOptions,
+  runProcessPair,
+} from './checkpoint/process-pair.ts';
 export { type CheckpointFormatOptions, formatCheckpointRegion } from './checkpoint/region-record.ts';
 export type { ControllerEvent, ControllerStatus, Role } from './mirror/controller.ts';
 export type { Problem } from './mirror/meeting.ts';

@@ -3,7 +3,6 @@
  * configuration and key, their start, kill and clean stop. Whatever happens, no process and no file is left behind (unless the folder is to be kept): servers
  * also stop by themselves when this process is gone, since their standard input ends with it.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { open, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -15,6 +14,7 @@ import { makeKey } from '../daemon/config-file.ts';
 import { ControlClient } from '../daemon/control-client.ts';
 import type { DaemonStatus, VolumeStatus } from '../daemon/status.ts';
 import type { CliContext } from './context.ts';
+import { KeptProcess } from './kept-process.ts';
 import { fetchStatus } from './status-command.ts';
 
 export const NODES = ['a', 'b'] as const;
@@ -28,15 +28,7 @@ const STOP_PATIENCE_MS = 5000;
 const POLL_MS = 50;
 /** A server that was killed may have promised to be alone for so long: the other one waits before it goes on. */
 const LEASE_MS = 1500;
-const KEPT_OUTPUT_BYTES = 16 * 1024;
 const main = fileURLToPath(new URL('./main.js', import.meta.url));
-
-interface Server {
-  readonly process: ChildProcess;
-  /** Resolves with the exit code, or the signal that ended it. */
-  readonly ended: Promise<number | NodeJS.Signals>;
-  output: string;
-}
 
 export interface DemoClusterOptions {
   readonly volumeBytes: number;
@@ -50,7 +42,7 @@ export class DemoCluster implements AsyncDisposable {
   readonly folder: string;
   readonly #context: CliContext;
   readonly #options: DemoClusterOptions;
-  readonly #servers = new Map<ServerName, Server>();
+  readonly #servers = new Map<ServerName, KeptProcess>();
   readonly #onExit = (): void => this.#removeAtExit();
 
   constructor(context: CliContext, options: DemoClusterOptions) {
@@ -88,26 +80,16 @@ export class DemoCluster implements AsyncDisposable {
 
   /** Starts a server process; resolves when it answers. */
   async start(node: ServerName): Promise<void> {
-    const child = spawn(process.execPath, [main, 'serve', this.config, '--node', node, '--until-stdin-ends'], {
-      stdio: ['pipe', 'pipe', 'pipe'],
-      // Ctrl-C goes to this process alone: it stops the servers in order.
-      detached: true,
-    });
-    const server: Server = { process: child, ended: endOf(child), output: '' };
-    const keep = (chunk: Buffer): void => {
-      server.output = (server.output + chunk.toString()).slice(-KEPT_OUTPUT_BYTES);
-    };
-    child.stdout!.on('data', keep);
-    child.stderr!.on('data', keep);
+    // Ctrl-C goes to this process alone: it stops the servers in order.
+    const options = { detached: true };
+    const server = new KeptProcess([main, 'serve', this.config, '--node', node, '--until-stdin-ends'], options);
     this.#servers.set(node, server);
     await this.until(node, () => true, START_TIMEOUT_MS, `server ${node} to answer`);
   }
 
   /** SIGKILL: the process gets no chance to finish anything. */
   async kill(node: ServerName): Promise<void> {
-    const server = this.#server(node);
-    server.process.kill('SIGKILL');
-    await server.ended;
+    await this.#server(node).kill();
     this.#servers.delete(node);
   }
 
@@ -117,7 +99,7 @@ export class DemoCluster implements AsyncDisposable {
     server.process.kill('SIGTERM');
     const how = await server.ended;
     this.#servers.delete(node);
-    if (how !== 0) throw serverError(`server ${node} did not stop cleanly (${how})`, server);
+    if (how !== 0) throw server.error(`server ${node} did not stop cleanly (${how})`);
   }
 
   pid(node: ServerName): number {
@@ -146,9 +128,7 @@ export class DemoCluster implements AsyncDisposable {
     const deadlineMs = clock.nowMs() + timeoutMs;
     for (;;) {
       const server = this.#server(node);
-      const { exitCode, signalCode } = server.process;
-      if (exitCode !== null || signalCode !== null)
-        throw serverError(`server ${node} has ended (${exitCode ?? signalCode})`, server);
+      if (server.end !== undefined) throw server.error(`server ${node} has ended (${server.end})`);
       const status = await this.status(node).catch(() => undefined);
       if (status && done(status)) return status;
       if (clock.nowMs() > deadlineMs)
@@ -189,21 +169,16 @@ export class DemoCluster implements AsyncDisposable {
     if (!this.#options.keep) rmSync(this.folder, { recursive: true, force: true });
   }
 
-  #server(node: ServerName): Server {
+  #server(node: ServerName): KeptProcess {
     const server = this.#servers.get(node);
     if (!server) throw new HoldfastError('ERR_HOLDFAST_INTERNAL', `server ${node} does not run`);
     return server;
   }
 
   async #run(...args: string[]): Promise<void> {
-    const child = spawn(process.execPath, [main, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
-    const server: Server = { process: child, ended: endOf(child), output: '' };
-    for (const stream of [child.stdout, child.stderr])
-      stream.on('data', (chunk: Buffer) => {
-        server.output = (server.output + chunk.toString()).slice(-KEPT_OUTPUT_BYTES);
-      });
-    const how = await server.ended;
-    if (how !== 0) throw serverError(`holdfast ${args[0]} failed (${how})`, server);
+    const command = new KeptProcess([main, ...args]);
+    const how = await command.ended;
+    if (how !== 0) throw command.error(`holdfast ${args[0]} failed (${how})`);
   }
 
   async #configText(): Promise<string> {
@@ -246,17 +221,6 @@ export class DemoCluster implements AsyncDisposable {
   }
 }
 
-function endOf(child: ChildProcess): Promise<number | NodeJS.Signals> {
-  return new Promise((resolve) => {
-    child.once('error', () => resolve(-1));
-    child.once('close', (code, signal) => resolve(code ?? signal ?? -1));
-  });
-}
-
-function serverError(what: string, server: Server): HoldfastError {
-  return new HoldfastError('ERR_HOLDFAST_DEMO', `${what}; its last words:\n${server.output.trimEnd()}`);
-}
-
 async function createFile(path: string, sizeBytes: number): Promise<void> {
   const file = await open(path, 'wx', 0o600);
   try {
@@ -267,7 +231,7 @@ async function createFile(path: string, sizeBytes: number): Promise<void> {
 }
 
 /** Ports that nothing listens on at the moment. */
-async function freeAddresses(context: CliContext, count: number): Promise<Address[]> {
+export async function freeAddresses(context: CliContext, count: number): Promise<Address[]> {
   const loopback: Address = { kind: 'tcp', host: '127.0.0.1', port: 0 };
   const listeners = await Promise.all(
     Array.from({ length: count }, () =>

@@ -8,6 +8,7 @@ import type { CliContext } from './context.ts';
 import { addDemoCommand } from './demo.ts';
 import { EXIT } from './exit-code.ts';
 import { addMemoryCommands } from './memory-commands.ts';
+import { addPairDemoCommand } from './pair-demo.ts';
 import { packageRoot, release } from './release.ts';
 import { addScanCommand } from './scan-command.ts';
 import { addServeCommand } from './serve-command.ts';
@@ -38,6 +39,7 @@ export function buildProgram(context: CliContext, exit: (code: number) => void):
   addBenchCommand(program, context);
   addScanCommand(program, context);
   addDemoCommand(program, context, exit);
+  addPairDemoCommand(program, context, exit);
   addMakeKeyCommand(program, context);
   addBuildNativeCommand(program, exit);
   return program;
