@@ -5,7 +5,8 @@
  * little-endian, addresses count from the start of the region:
  *
  *   page  0, 1    the region itself: superblock pair "HFCHECKPOINT", version 1
- *   page  2       0: the fence, 8 bytes; 8: the formatting word, 8 bytes; 64 to 127: left alone here, a process pair may have its pulse there; else zeros
+ *   page  2       at 0 the fence, 8 bytes; at 8 the formatting word, 8 bytes; 64 to 127 are left alone here, a process
+ *                 pair may have its pulse there; else zeros
  *   page  3+2i    the cursor of backup i, and the page after it: superblock pair "HFCURSOR", version 1
  *   then          the data: two slots (slots.ts) or a ring of records (records.ts)
  *

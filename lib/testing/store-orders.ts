@@ -61,6 +61,8 @@ export interface MemoryAccessOptions {
   readonly range?: AddressRange;
   /** Without it, stores are refused. Default true. */
   readonly writes?: boolean;
+  /** How many turns of the microtask queue a persist takes; default what the recorder was given. */
+  readonly persistTurns?: number;
 }
 
 /**
@@ -96,6 +98,7 @@ export class StoreRecorder {
 
   access(options: MemoryAccessOptions = {}): RegionAccess {
     const range = options.range ?? { base: 0, lengthBytes: this.#memory.length };
+    const turns = options.persistTurns ?? this.#persistTurns;
     const check = (address: number, lengthBytes: number, stores: boolean) => {
       if (address < range.base || address + lengthBytes > range.base + range.lengthBytes)
         throw new HoldfastError('ERR_HOLDFAST_OUT_OF_RANGE', `${lengthBytes} bytes at ${address}; stay in the range`);
@@ -117,11 +120,11 @@ export class StoreRecorder {
         if (guard !== undefined && this.#word(guard.address) !== guard.expected)
           throw new HoldfastError('ERR_HOLDFAST_FENCED', 'the guard does not hold');
         this.#store(address, bytes);
-        if (how.persist) await this.#persist(address, bytes.length);
+        if (how.persist) await this.#persist(address, bytes.length, turns);
       },
       persist: async (address, lengthBytes) => {
         check(address, lengthBytes, false);
-        await this.#persist(address, lengthBytes);
+        await this.#persist(address, lengthBytes, turns);
       },
       compareAndSwap: async (address, expected, desired, how: StoreOptions = {}) => {
         check(address, WORD_BYTES, true);
@@ -130,7 +133,7 @@ export class StoreRecorder {
           const bytes = Buffer.alloc(WORD_BYTES);
           bytes.writeBigUInt64LE(desired);
           this.#store(address, bytes);
-          if (how.persist) await this.#persist(address, WORD_BYTES);
+          if (how.persist) await this.#persist(address, WORD_BYTES, turns);
         }
         return before;
       },
@@ -161,11 +164,11 @@ export class StoreRecorder {
     for (const wake of [...this.#watches]) wake();
   }
 
-  async #persist(address: number, lengthBytes: number): Promise<void> {
+  async #persist(address: number, lengthBytes: number, turns: number): Promise<void> {
     const isIn = (store: Store) =>
       store.address >= address && store.address + store.bytes.length <= address + lengthBytes;
     const covered = this.#stores.filter((store) => !store.durable && isIn(store));
-    for (let turn = 0; turn < this.#persistTurns; turn++) await Promise.resolve();
+    for (let turn = 0; turn < turns; turn++) await Promise.resolve();
     const settled = covered.filter(({ durable }) => !durable);
     this.#stretches.push({ stores: this.#stores.length, notes: this.#notes.length, settled });
     for (const store of settled) store.durable = true;
