@@ -6,6 +6,7 @@ import { createPeerNode, type PeerNodeOptions } from '../peer/node.ts';
 import type { PeerNode } from '../peer/peer.ts';
 import { MemoryClient } from './manager-client.ts';
 import { openAccess } from './memory-session.ts';
+import { planeTransport } from './plane-transport.ts';
 
 /** A node, and where it listens. */
 export interface MemoryPeer {
@@ -32,7 +33,8 @@ export interface MemoryConnection extends AsyncDisposable {
 
 /**
  * Joins the cluster under `name`, which the unit's configuration must list, and keeps a session with the unit and its
- * manager. The client's calls wait until it is there.
+ * manager. The client's calls wait until it is there. On a dedicated link the commands go over the unit's data plane,
+ * where it has one.
  *
  * @throws HoldfastError ERR_HOLDFAST_BAD_ARGUMENT as `createPeerNode`.
  */
@@ -41,7 +43,8 @@ export async function connectMemory(options: ConnectMemoryOptions): Promise<Memo
   const peers = manager === unit ? [unit] : [unit, manager];
   const node = createPeerNode({ ...self, environment, peers });
   const { clock } = environment;
-  const client = new MemoryClient({ node, clock, manager: manager.name, unit: unit.name, transport: openAccess });
+  const transport = self.link === 'dedicated' ? planeTransport(clock) : openAccess;
+  const client = new MemoryClient({ node, clock, manager: manager.name, unit: unit.name, transport });
   await node.start();
   const close = () => node.close();
   return { client, node, close, [Symbol.asyncDispose]: close };

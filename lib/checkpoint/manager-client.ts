@@ -26,6 +26,7 @@ import {
 } from './manager-wire.ts';
 import { openAccess } from './memory-session.ts';
 import type { AddressContext, AddressRange, RegionAccess, Right } from './one-sided.ts';
+import type { MemoryTransport } from './plane-transport.ts';
 import { Waiters } from './waiters.ts';
 
 const OPEN_TRIES_MAX = 6;
@@ -40,7 +41,7 @@ export interface MemoryClientOptions {
   /** Name of the unit's node; the manager's own if they are one. */
   readonly unit: string;
   /** How commands reach the unit. Default: over this node's session with it. */
-  readonly transport?: (session: PeerSession, context: AddressContext) => RegionAccess;
+  readonly transport?: MemoryTransport;
 }
 
 export interface ClientOptions {
@@ -163,7 +164,7 @@ export class MemoryClient {
       try {
         const context = await this.#ask(method, request, signal);
         if (context.unit !== this.#options.unit) throw otherUnit(this.#options, context);
-        if (session.open) return this.#opened(session, context);
+        if (session.open) return await this.#opened(session, context);
       } catch (error) {
         if (!isHoldfastError(error, 'ERR_HOLDFAST_PEER_LOST') || tries >= OPEN_TRIES_MAX) throw error;
       }
@@ -172,12 +173,12 @@ export class MemoryClient {
     }
   }
 
-  #opened(session: PeerSession, context: AddressContext): OpenedRegion {
+  async #opened(session: PeerSession, context: AddressContext): Promise<OpenedRegion> {
     const { transport = openAccess } = this.#options;
     const { region, key } = context;
     return {
       context,
-      access: transport(session, context),
+      access: await transport(session, context),
       close: ({ signal } = {}) => this.#ask(closeMethod, { region, key }, signal),
     };
   }

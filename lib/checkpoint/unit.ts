@@ -79,6 +79,8 @@ export interface UnitStatus {
   readonly writtenBytes: number;
   readonly persists: number;
   readonly refused: number;
+  /** Where native threads serve commands, to how many connections. */
+  readonly plane: { readonly host: string; readonly port: number; readonly connections: number } | undefined;
   /** Why nothing can be made durable any more: restart the unit once what is below is mended. */
   readonly failure: HoldfastError | undefined;
 }
@@ -202,7 +204,8 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
   }
 
   get status(): UnitStatus {
-    const plane = this.#closing === undefined ? this.#plane?.state : undefined;
+    const open = this.#closing === undefined ? this.#plane : undefined;
+    const plane = open?.state;
     return {
       sizeBytes: this.sizeBytes,
       means: this.means,
@@ -214,6 +217,7 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
       writtenBytes: this.#writtenBytes + (plane?.writtenBytes ?? 0),
       persists: this.#persists + (plane?.persistedCommands ?? 0),
       refused: this.#refused,
+      plane: open && plane && { host: open.host, port: open.port, connections: plane.connections },
       failure: this.#memory.failure,
     };
   }

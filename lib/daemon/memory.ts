@@ -13,7 +13,7 @@ import { type AuditEntry, type AuditEvent, AuditLog } from '../checkpoint/audit.
 import { type ManagerAuditEvent, MemoryManager } from '../checkpoint/manager.ts';
 import type { AccessRequest, CreateRequest, GrowRequest, NameRequest } from '../checkpoint/manager-wire.ts';
 import { RemoteUnit, serveRemoteManager } from '../checkpoint/remote-unit.ts';
-import { createMemoryUnit, type MemoryUnit } from '../checkpoint/unit.ts';
+import { createMemoryUnit, type MemoryUnit, type MemoryUnitOptions } from '../checkpoint/unit.ts';
 import { mappedMemory } from '../checkpoint/unit-memory.ts';
 import type { PeerNode } from '../peer/peer.ts';
 import { openRegion, type PersistMeans, type Region } from '../storage/region.ts';
@@ -181,6 +181,7 @@ export class Memory {
       clock,
       recordsBytes: RECORDS_BYTES,
       ...(node && { node }),
+      ...this.#planeOf(region),
       onAudit: (entry) => this.#tell(entry),
     });
     this.#held.add(unit);
@@ -192,6 +193,13 @@ export class Memory {
         onRefused: (peer, method) => this.#refuse(peer, undefined, 'ERR_HOLDFAST_REFUSED', `${method}: is no manager`),
       });
     return unit;
+  }
+
+  /** A plane speaks in the clear, and clients are told where it listens. Without one they use their sessions. */
+  #planeOf(region: Region): Pick<MemoryUnitOptions, 'plane'> {
+    const { link, listen } = this.#config;
+    if (link !== 'dedicated' || listen?.kind !== 'tcp' || !isNumericAddress(listen.host)) return {};
+    return { plane: { ...this.#options.environment, host: listen.host, region } };
   }
 
   async #openManager({ unit, administrators, creators }: MemoryUnitConfig): Promise<MemoryManager> {
@@ -319,11 +327,12 @@ export class Memory {
 
   #unitReport(): UnitReport | null {
     if (this.#unit === undefined) return null;
-    const { failure, ...counters } = this.#unit.status;
+    const { failure, plane = null, ...counters } = this.#unit.status;
     return {
       name: this.#unit.unit,
       file: this.#config.memoryUnit!.file,
       ...counters,
+      plane,
       failure: failure === undefined ? null : { code: failure.code, message: failure.message },
     };
   }
@@ -365,4 +374,9 @@ function refusalReport({ peer, region, code, reason, firstMs, lastMs, count }: A
 
 function unlessGone(error: unknown): undefined {
   if (!isHoldfastError(error, 'ERR_HOLDFAST_NOT_FOUND')) throw error;
+}
+
+/** Of one interface; not of all of them. */
+function isNumericAddress(host: string): boolean {
+  return /^(\d{1,3}\.){3}\d{1,3}$|:/.test(host) && host !== '0.0.0.0' && host !== '::';
 }

@@ -95,6 +95,8 @@ const unitReportSchema = z.object({
   readBytes: z.number(),
   writes: z.number(),
   writtenBytes: z.number(),
+  /** Of the data plane; null: the unit has none. */
+  plane: z.object({ host: z.string(), port: z.number(), connections: z.number() }).nullable(),
   persists: z.number(),
   refused: z.number(),
   /** Why nothing can be made durable any more. */

@@ -11,6 +11,7 @@ import { encodeCommand, Operation } from '../../lib/checkpoint/command-format.ts
 import { openPlane, type Plane, type PlaneOptions } from '../../lib/checkpoint/plane.ts';
 import { openPlaneAccess } from '../../lib/checkpoint/plane-access.ts';
 import { type PlaneSession, sharedPlaneClient } from '../../lib/checkpoint/plane-client.ts';
+import { planeTransport } from '../../lib/checkpoint/plane-transport.ts';
 import type { Grant } from '../../lib/checkpoint/unit-control.ts';
 import { openRegion, type Region } from '../../lib/storage/region.ts';
 import { UnitOverNetwork } from './unit-over-network.ts';
@@ -114,6 +115,29 @@ describe('tickets', () => {
     const without = await new UnitOverNetwork().start(false);
     cleanUps.push(() => without.close());
     await expect(without.connect('ann')).rejects.toEqual(fails('UNKNOWN_METHOD'));
+  });
+
+  test('regions that are opened over one session share a connection to the plane; without a plane the session serves', async () => {
+    for (const withPlane of [true, false]) {
+      const network = await new UnitOverNetwork().start(withPlane);
+      cleanUps.push(() => network.close());
+      await network.unit.install([{ region: REGION, extents: [{ startBytes: PAGE, lengthBytes: 64 * PAGE }] }]);
+      const transport = planeTransport(systemEnvironment.clock);
+      const open = async (number: number) => {
+        const context = { ...grant(number), unit: 'unit', sizeBytes: 64 * PAGE };
+        await network.unit.grant(context);
+        return transport(network.session('ann'), context);
+      };
+      const [one, other] = [await open(1), await open(2)];
+      await one.write(0, [Buffer.from('by the one')], { persist: true });
+      const target = Buffer.alloc(10);
+      await other.read(0, target);
+      expect(target.toString()).toBe('by the one');
+      // Another ticket of the same session ends the connection; the next region that is opened makes a new one.
+      if (withPlane) (await network.connect('ann')).close();
+      await until(() => one.open !== withPlane);
+      await (await open(3)).read(0, target);
+    }
   });
 
   test('nobody there: no connection, and a unit that says nothing: a timeout', async () => {

@@ -167,7 +167,7 @@ it('a resync shows its direction, progress, rate and time to go', () => {
 it('a memory unit whose disk has failed, and who was refused', () => {
   const unit = {
     ...{ name: 'a', file: '/srv/a.memory', sizeBytes: 1024 ** 3, means: 'msync' as const, regions: 2, keys: 1 },
-    ...{ reads: 9, readBytes: 9, writes: 9, writtenBytes: 9, persists: 9, refused: 4 },
+    ...{ reads: 9, readBytes: 9, writes: 9, writtenBytes: 9, persists: 9, refused: 4, plane: null },
     failure: { code: 'ERR_HOLDFAST_FLUSH_FAILED', message: 'the region could not be made durable' },
   };
   const space = { freeBytes: 512 * 1024 ** 2, erasingBytes: 65_536, regionBytes: 0 };

@@ -2,6 +2,7 @@ import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { systemEnvironment } from '../../lib/base/system-environment.ts';
+import { connectMemory } from '../../lib/checkpoint/connect-memory.ts';
 import { MemoryClient } from '../../lib/checkpoint/manager-client.ts';
 import { openAccess } from '../../lib/checkpoint/memory-session.ts';
 import { loadKey } from '../../lib/daemon/config-file.ts';
@@ -142,6 +143,22 @@ describe('a unit with its manager', () => {
     expect(found.toString()).toBe('hold fast');
     expect(kinds('a')).toContain('memory-region-created');
     expect(kinds('a')).toContain('memory-granted');
+  });
+
+  it('has a data plane on a dedicated link, which clients use; and none where links are secret', async () => {
+    expect(a.status().memory?.unit?.plane).toBe(null);
+    await a.close();
+    Object.assign(office.config, { link: 'dedicated' });
+    office.save();
+    a = await office.start('a');
+    const { cluster, peers, keyFile } = await office.load('b');
+    const unit = peers.find(({ name }) => name === 'a')!;
+    const key = await loadKey(keyFile!);
+    await using memory = await connectMemory({ name: 'b', clusterId: cluster, key, link: 'dedicated', unit });
+    await memory.client.create('log', 100 * KIB);
+    const { access } = await memory.client.open('log');
+    await access.write(0, [Buffer.from('hold fast')], { persist: true });
+    expect(a.status().memory?.unit).toMatchObject({ writes: 1, plane: { host: '127.0.0.1', connections: 1 } });
   });
 
   it('is in full health although no client is there', async () => {
