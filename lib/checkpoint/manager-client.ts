@@ -22,6 +22,7 @@ import {
   openMethod,
   type RegionAccessList,
   type RegionInfo,
+  type TakeOverRequest,
   takeOverMethod,
 } from './manager-wire.ts';
 import { openAccess } from './memory-session.ts';
@@ -108,6 +109,11 @@ export class MemoryClient {
     return this.#open(takeOverMethod, name, options);
   }
 
+  /** As `takeOver`, of a leg of a mirrored region that this peer rebuilds: also this peer's own former keys end. */
+  rebuild(name: string, options: OpenOptions = {}): Promise<OpenedRegion> {
+    return this.#open(takeOverMethod, name, options, { rebuild: true });
+  }
+
   /** More bytes at the end, zeros. Open it again to reach them. */
   grow(name: string, sizeBytes: number, options: ClientOptions = {}): Promise<RegionInfo> {
     return this.#ask(growMethod, { name, sizeBytes }, options.signal);
@@ -154,11 +160,12 @@ export class MemoryClient {
   }
 
   async #open(
-    method: Method<OpenRequest, AddressContext>,
+    method: Method<OpenRequest | TakeOverRequest, AddressContext>,
     name: string,
     { rights = ['read', 'write'], range, signal }: OpenOptions,
+    purpose: Pick<TakeOverRequest, 'rebuild'> = {},
   ): Promise<OpenedRegion> {
-    const request: OpenRequest = { name, rights: [...rights], ...(range && { range }) };
+    const request: TakeOverRequest = { name, rights: [...rights], ...(range && { range }), ...purpose };
     for (let tries = 1; ; tries += 1) {
       const session = await this.#session(this.#options.unit, signal);
       try {

@@ -54,6 +54,8 @@ const context: z.ZodType<AddressContext> = z.strictObject({
 
 export const createRequest = z.strictObject({ name, sizeBytes });
 export const openRequest = z.strictObject({ name, rights, range: range.optional() });
+/** `rebuild`: of a leg of a mirrored region, by the one who rebuilds it. */
+export const takeOverRequest = openRequest.extend({ rebuild: z.literal(true).optional() });
 export const growRequest = z.strictObject({ name, sizeBytes });
 export const listRequest = z.strictObject({ after: name.optional() });
 export const nameRequest = z.strictObject({ name });
@@ -63,6 +65,7 @@ export const closeRequest = z.strictObject({ region: hex, key: hex });
 
 export type CreateRequest = z.infer<typeof createRequest>;
 export type OpenRequest = z.infer<typeof openRequest>;
+export type TakeOverRequest = z.infer<typeof takeOverRequest>;
 export type GrowRequest = z.infer<typeof growRequest>;
 export type ListRequest = z.infer<typeof listRequest>;
 export type NameRequest = z.infer<typeof nameRequest>;
@@ -99,6 +102,6 @@ export const listMethod = define(53, 'memory-list', listRequest, listAnswer);
 export const deleteMethod = define(54, 'memory-delete', nameRequest, nothing);
 export const allowMethod = define(55, 'memory-allow', accessRequest, nothing);
 export const denyMethod = define(56, 'memory-deny', accessRequest, nothing);
-export const takeOverMethod = define(57, 'memory-take-over', openRequest, context);
+export const takeOverMethod = define(57, 'memory-take-over', takeOverRequest, context);
 export const accessListMethod = define(58, 'memory-access-list', nameRequest, accessAnswer);
 export const closeMethod = define(59, 'memory-close', closeRequest, nothing);

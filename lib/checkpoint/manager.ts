@@ -49,9 +49,11 @@ import {
   type RegionAccessList,
   type RegionInfo,
   type RegionPage,
+  type TakeOverRequest,
   takeOverMethod,
+  takeOverRequest,
 } from './manager-wire.ts';
-import type { AddressContext, AddressRange } from './one-sided.ts';
+import type { AddressContext, AddressRange, Right } from './one-sided.ts';
 import {
   type AccessEntry,
   allowed,
@@ -97,6 +99,15 @@ export interface ManagerAuditEvent {
   readonly reason: string;
 }
 
+/** Who is about to get a key, to what, for what. */
+export interface Admission {
+  /** Name of the region. */
+  readonly region: string;
+  readonly peer: string;
+  readonly purpose: 'read' | 'write' | 'take-over' | 'rebuild';
+  readonly signal: AbortSignal;
+}
+
 export interface MemoryManagerOptions {
   readonly environment: Pick<Environment, 'random'>;
   /** The unit. */
@@ -110,6 +121,11 @@ export interface MemoryManagerOptions {
   readonly bytesPerOwnerMax?: number;
   /** Must not throw. */
   readonly audit?: (event: ManagerAuditEvent) => void;
+  /**
+   * Asked in the operation's turn, before anything is changed or given; throws to refuse. True: the region is a leg of a
+   * mirrored one (mirror-admission.ts), and a take-over also ends the peer's own former keys.
+   */
+  readonly admit?: (admission: Admission) => Promise<boolean>;
 }
 
 /** How the unit's memory is used, and whether the manager can work. */
@@ -254,6 +270,7 @@ export class MemoryManager implements AsyncDisposable {
     const asked = valid(openRequest.safeParse(request));
     return this.#operate({ peer, region: asked.name }, async () => {
       const { region, range } = this.#usable(peer, asked);
+      await this.#admit(peer, asked.name, asked.rights.includes('write') ? 'write' : 'read');
       const context = await this.#grant(peer, region, asked.rights, range);
       this.#audit({ peer, event: 'opened', region: region.name, reason: inWords(asked.rights, range) });
       return context;
@@ -332,21 +349,28 @@ export class MemoryManager implements AsyncDisposable {
    * A key for a peer that goes on where another one stopped: no other peer can write to the region when it is resolved.
    * Needs the right to write all of it.
    */
-  async takeOver(peer: string, request: OpenRequest): Promise<AddressContext> {
-    const asked = valid(openRequest.safeParse(request));
+  async takeOver(peer: string, request: TakeOverRequest): Promise<AddressContext> {
+    const asked = valid(takeOverRequest.safeParse(request));
     return this.#operate({ peer, region: asked.name }, async () => {
       const { region, range } = this.#usable(peer, asked);
       // It ends the writing of all others, everywhere in the region.
       if (!mayUse(region, peer, ['write'], { base: 0, lengthBytes: region.sizeBytes }))
         throw refusal(peer, region.name, 'may not write all of it, and so not take it over');
+      const isLeg = await this.#admit(peer, asked.name, asked.rebuild === true ? 'rebuild' : 'take-over');
       const next = takenOver(this.#directory(), region);
-      this.#owe({ region: region.id, exceptPeer: peer, right: 'write' });
+      this.#owe({ region: region.id, right: 'write', ...(isLeg ? {} : { exceptPeer: peer }) });
       await this.#commit(next);
       await this.#settle();
       const context = await this.#grant(peer, this.#region(region.name), asked.rights, range);
       this.#audit({ peer, event: 'taken-over', region: region.name, reason: `epoch ${context.epoch}` });
       return context;
     });
+  }
+
+  /** Whether the peer has this right to all of the region, as far as the directory is known now. */
+  allows(peer: string, name: string, right: Right): boolean {
+    const region = this.#loaded && findRegion(this.#loaded.directory, name);
+    return region !== undefined && mayUse(region, peer, [right], { base: 0, lengthBytes: region.sizeBytes });
   }
 
   /** For its owner and the administrators. */
@@ -407,6 +431,11 @@ export class MemoryManager implements AsyncDisposable {
         'ERR_HOLDFAST_NO_SPACE',
         `${owner} would have ${own.length + moreRegions} regions and ${bytes} bytes; the manager gives a peer ${regionsPerOwnerMax} and ${bytesPerOwnerMax}`,
       );
+  }
+
+  async #admit(peer: string, region: string, purpose: Admission['purpose']): Promise<boolean> {
+    const { admit } = this.#options;
+    return admit !== undefined && (await admit({ region, peer, purpose, signal: this.#closed.signal }));
   }
 
   // The unit

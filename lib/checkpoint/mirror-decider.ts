@@ -1,0 +1,159 @@
+/**
+ * The register of a mirrored region for those who are no voters: they ask a peer that is one, usually the managers of the
+ * two units. Number 70.
+ *
+ * Invariants:
+ * - Who may write the region may change its register, in its own name alone, and only as the rules of mirror-standing.ts
+ *   allow; who may read it may ask whether a value still stands.
+ * - Asked again elsewhere, because an answer did not come, a change happens once: no value is used twice.
+ */
+import { z } from 'zod';
+import type { Clock } from '../base/clock.ts';
+import { HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
+import { type Arbiter, type SwapResult, VALUE_MAX_BYTES } from '../peer/arbiter.ts';
+import type { Method, PeerNode, PeerSession } from '../peer/peer.ts';
+import { isSoundChange, parseStanding } from './mirror-standing.ts';
+import type { Right } from './one-sided.ts';
+import { Waiters } from './waiters.ts';
+
+const DEADLINE_MS = 5000;
+const ASK_AGAIN_MS = 100;
+
+const value = z
+  .string()
+  .max(VALUE_MAX_BYTES)
+  .regex(/^[\x20-\x7e]*$/);
+const question = z.strictObject({ register: z.string().regex(/^[0-9a-f]{32}$/), expected: value, next: value });
+const answer: z.ZodType<SwapResult> = z.union([
+  z.strictObject({ swapped: z.literal(true) }),
+  z.strictObject({ swapped: z.literal(false), current: value }),
+]);
+
+export const regionDecideMethod: Method<z.infer<typeof question>, SwapResult> = {
+  id: 70,
+  name: 'region-decide',
+  channel: 'control',
+  request: question,
+  response: answer,
+  maxRequestDataBytes: 0,
+  maxResponseDataBytes: 0,
+};
+
+/** A register that this node decides for others. */
+export interface DecidedRegister {
+  /** 32 hexadecimal digits. */
+  readonly registerId: string;
+  readonly arbiter: Arbiter;
+  /** Whether the peer has the right to all of the region. */
+  readonly allows: (peer: string, right: Right) => boolean;
+}
+
+/** Answers the peers of this node. Before the node starts. */
+export function serveRegisters(node: PeerNode, registers: readonly DecidedRegister[]): void {
+  const byId = new Map(registers.map((register) => [register.registerId, register]));
+  node.handle(regionDecideMethod, async ({ control }, session) => {
+    const { register: id, expected, next } = control;
+    const peer = session.peer.name;
+    const register = byId.get(id);
+    const right = expected === next ? 'read' : 'write';
+    if (register === undefined || !register.allows(peer, right))
+      throw new HoldfastError(
+        'ERR_HOLDFAST_ACCESS',
+        `${peer} may not ${right} what register ${id} is for, or it is not decided here; check its access list and the register's id`,
+      );
+    if (right === 'write') checkChange(expected, next, peer);
+    return { control: await register.arbiter.compareAndSwap(expected, next) };
+  });
+}
+
+function checkChange(expected: string, next: string, peer: string): void {
+  const before = expected === '' ? undefined : parseStanding(expected);
+  const after = parseStanding(next);
+  const isKnown = expected === '' || before !== undefined;
+  if (isKnown && after !== undefined && isSoundChange(before, after, peer)) return;
+  throw new HoldfastError('ERR_HOLDFAST_REFUSED', `${peer} may not put ${next} in the place of ${expected}`);
+}
+
+export interface RemoteArbiterOptions {
+  /** This process among its peers; not started yet. */
+  readonly node: PeerNode;
+  readonly clock: Clock;
+  readonly registerId: string;
+  /** Names of the peers that decide, in the order in which they are asked. */
+  readonly deciders: readonly string[];
+  /** How long one compare-and-swap may take. Default 5 s. */
+  readonly deadlineMs?: number;
+}
+
+/** The register, by way of whoever of its deciders answers. */
+export class RemoteArbiter implements Arbiter {
+  readonly #options: RemoteArbiterOptions;
+  readonly #sessions = new Waiters('a session with one of the deciders');
+
+  constructor(options: RemoteArbiterOptions) {
+    this.#options = options;
+    options.node.subscribe({ onSessionUp: () => this.#sessions.resolveAll(), onSessionDown: () => {} });
+  }
+
+  /** As Arbiter.compareAndSwap; also ERR_HOLDFAST_ACCESS and ERR_HOLDFAST_REFUSED by a decider. */
+  async compareAndSwap(expected: string, next: string, signal?: AbortSignal): Promise<SwapResult> {
+    throwIfAborted(signal, 'the compare-and-swap');
+    const { clock, deadlineMs = DEADLINE_MS } = this.#options;
+    const deadline = new AbortController();
+    const timer = clock.setTimer(deadlineMs, () => deadline.abort());
+    const both = signal === undefined ? deadline.signal : AbortSignal.any([signal, deadline.signal]);
+    let last: unknown;
+    try {
+      for (;;) {
+        for (const session of this.#reachable()) {
+          try {
+            return await this.#ask(session, expected, next, both);
+          } catch (error) {
+            if (both.aborted || !isWorthAnother(error)) throw error;
+            last = error;
+          }
+        }
+        await this.#pause(both);
+      }
+    } catch (error) {
+      throwIfAborted(signal, 'the compare-and-swap');
+      if (!deadline.signal.aborted) throw error;
+      throw new HoldfastError(
+        'ERR_HOLDFAST_NO_MAJORITY',
+        `none of ${this.#options.deciders.join(', ')} has decided within ${deadlineMs} ms; bring back enough of them`,
+        { cause: last },
+      );
+    } finally {
+      timer.cancel();
+    }
+  }
+
+  #reachable(): PeerSession[] {
+    const { node, deciders } = this.#options;
+    return deciders.flatMap((name) => node.session(name) ?? []);
+  }
+
+  async #ask(session: PeerSession, expected: string, next: string, signal: AbortSignal): Promise<SwapResult> {
+    const asked = { register: this.#options.registerId, expected, next };
+    return (await session.request(regionDecideMethod, asked, [], { signal })).control;
+  }
+
+  /** Until a session comes up, or those that are up may have an answer. */
+  async #pause(signal: AbortSignal): Promise<void> {
+    const over = new AbortController();
+    const timer = this.#options.clock.setTimer(ASK_AGAIN_MS, () => over.abort());
+    try {
+      await this.#sessions.wait(AbortSignal.any([signal, over.signal]));
+    } catch (error) {
+      if (signal.aborted) throw error;
+    } finally {
+      timer.cancel();
+    }
+  }
+}
+
+function isWorthAnother(error: unknown): boolean {
+  return (
+    ['ERR_HOLDFAST_PEER_LOST', 'ERR_HOLDFAST_NO_MAJORITY', 'ERR_HOLDFAST_BUSY', 'ERR_HOLDFAST_CLOSED'] as const
+  ).some((code) => isHoldfastError(error, code));
+}
