@@ -5,7 +5,8 @@
 import { HoldfastError } from '../base/errors.ts';
 import type { Arbiter } from '../peer/arbiter.ts';
 import type { Admission } from './manager.ts';
-import { admits, type Leg, parseStanding, type Standing } from './mirror-standing.ts';
+import { admits, type Leg, type Standing } from './mirror-standing.ts';
+import { parseRegister } from './mirrored-access.ts';
 
 /** A region of this unit that is a leg of a mirrored one. */
 export interface MirroredLeg {
@@ -39,11 +40,5 @@ export function admitByRegister(legs: readonly MirroredLeg[]): (admission: Admis
 
 async function standingIn(arbiter: Arbiter, signal: AbortSignal): Promise<Standing | undefined> {
   const result = await arbiter.compareAndSwap('', '', signal);
-  if (result.swapped) return undefined;
-  const standing = parseStanding(result.current);
-  if (standing !== undefined) return standing;
-  throw new HoldfastError(
-    'ERR_HOLDFAST_METADATA_MISMATCH',
-    'the register holds no record of a mirrored region; give each region a register of its own',
-  );
+  return result.swapped ? undefined : parseRegister(result.current);
 }

@@ -13,6 +13,7 @@ import type { Clock } from '../base/clock.ts';
 import type { Environment } from '../base/environment.ts';
 import { assert, HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
 import type { Arbiter } from '../peer/arbiter.ts';
+import { ChangeNumbers } from './change-numbers.ts';
 import { CommandGate } from './command-gate.ts';
 import {
   formatStanding,
@@ -142,9 +143,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   #isDeciding = false;
   /** What has happened next: resolved with every step. */
   #changed = signalOnce();
-  #watchBase = 0;
-  #watchHighest = 0;
-  #watched: RegionAccess | undefined;
+  readonly #numbers = new ChangeNumbers();
   #serve!: () => void;
   #refuse!: (error: HoldfastError) => void;
 
@@ -285,17 +284,9 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     this.#checkRange(address, lengthBytes);
     for (;;) {
       const [leg, access] = this.#sourceNow() ?? (await this.#source(options.signal));
-      if (this.#watched !== access) {
-        this.#watched = access;
-        this.#watchBase = this.#watchHighest === 0 ? 0 : this.#watchHighest + 1;
-      }
-      const base = this.#watchBase;
       try {
-        const number = base + (await access.watch(address, lengthBytes, Math.max(0, since - base), options));
-        // Numbers of a leg that is out mean nothing to the other one.
-        if (this.#watched !== access) continue;
-        this.#watchHighest = Math.max(this.#watchHighest, number);
-        return number;
+        const number = await this.#numbers.watch(access, address, lengthBytes, since, options);
+        if (number !== undefined) return number;
       } catch (error) {
         this.#readFailed(leg, access, error);
       }
@@ -447,7 +438,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
 
   #mayStore(address: number, lengthBytes: number): boolean {
     const isCopied = this.#chunk !== undefined && overlaps({ address, lengthBytes }, this.#chunk);
-    return !this.#isDeciding && !isCopied;
+    return !this.#isDeciding && !isCopied && !this.#machine.holdsStores;
   }
 
   #checkRange(address: number, lengthBytes: number): void {
@@ -496,7 +487,6 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     this.#problems[leg] = asProblem(error);
     this.#stopCopy();
     this.#step({ kind: 'leg-failed', leg });
-    this.#gate.pump();
   }
 
   async #takeOver(leg: Leg): Promise<void> {
@@ -629,7 +619,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     const { signal } = this.#ending;
     try {
       const result = await orAbort(this.#options.arbiter.compareAndSwap('', '', signal), signal);
-      this.#step({ kind: 'stands', standing: result.swapped ? undefined : parse(result.current) });
+      this.#step({ kind: 'stands', standing: result.swapped ? undefined : parseRegister(result.current) });
     } catch (error) {
       this.#end(asProblem(error));
     }
@@ -643,7 +633,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
       let event: MirrorEvent;
       try {
         const result = await orAbort(this.#options.arbiter.compareAndSwap(before, after, signal), signal);
-        event = result.swapped ? { kind: 'swapped' } : { kind: 'swap-lost', current: parse(result.current) };
+        event = result.swapped ? { kind: 'swapped' } : { kind: 'swap-lost', current: parseRegister(result.current) };
       } catch (error) {
         if (signal.aborted) return;
         const mayWait = this.#machine.phase === 'serving' && !isHoldfastError(error, 'ERR_HOLDFAST_METADATA_MISMATCH');
@@ -671,7 +661,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
       await this.#changed.promise;
       throwIfAborted(signal, 'the read');
     }
-    if (this.#machine.standing === standing) this.#step({ kind: 'swap-lost', current: parse(result.current) });
+    if (this.#machine.standing === standing) this.#step({ kind: 'swap-lost', current: parseRegister(result.current) });
     if (this.#failure !== undefined) throw this.#failure;
     return false;
   }
@@ -685,7 +675,9 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
       this.#end(asProblem(error));
     }
     this.#changed.now();
-    if (event.kind !== 'store' && event.kind !== 'stored') this.#tell();
+    if (event.kind === 'store' || event.kind === 'stored') return;
+    this.#tell();
+    this.#gate.pump();
   }
 
   #perform(effect: MirrorEffect): void {
@@ -719,7 +711,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
         this.#serve();
         break;
       case 'end':
-        this.#end(this.#reasonOf(effect.why));
+        if (effect.why === 'no-copy' && this.#epoch > 0) void this.#endWithoutCopy();
+        else this.#end(this.#reasonOf(effect.why));
     }
   }
 
@@ -744,6 +737,19 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
       this.#retire(id, store);
     }
     this.#step({ kind: 'close' });
+  }
+
+  /** All keys are void, or nobody answers: if another has taken over, that is why. */
+  async #endWithoutCopy(): Promise<void> {
+    const reason = this.#reasonOf('no-copy');
+    const { signal } = this.#ending;
+    const text = formatStanding(this.#machine.standing!);
+    try {
+      const result = await orAbort(this.#options.arbiter.compareAndSwap(text, text, signal), signal);
+      this.#end(result.swapped ? reason : this.#reasonOf('fenced'));
+    } catch {
+      this.#end(reason);
+    }
   }
 
   #reasonOf(why: MirrorEnd): HoldfastError {
@@ -813,8 +819,12 @@ function signalOnce(): { promise: Promise<void>; now(): void } {
   return signal;
 }
 
-/** What comes later than the end of the signal is dropped. */
-function orAbort<Result>(promise: Promise<Result>, signal: AbortSignal, reason?: HoldfastError): Promise<Result> {
+/** What comes later than the end of the signal is dropped. @internal */
+export function orAbort<Result>(
+  promise: Promise<Result>,
+  signal: AbortSignal,
+  reason?: HoldfastError,
+): Promise<Result> {
   return new Promise((resolve, reject) => {
     const abort = (): void =>
       reject(reason ?? new HoldfastError('ERR_HOLDFAST_ABORTED', 'the mirrored region was closed meanwhile'));
@@ -850,7 +860,8 @@ function checkWord(address: number): void {
   throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `${address} is not a multiple of ${WORD_BYTES}`);
 }
 
-function parse(text: string): Standing | undefined {
+/** @internal */
+export function parseRegister(text: string): Standing | undefined {
   if (text === '') return undefined;
   const standing = parseStanding(text);
   if (standing !== undefined) return standing;
@@ -860,7 +871,8 @@ function parse(text: string): Standing | undefined {
   );
 }
 
-function asProblem(error: unknown): HoldfastError {
+/** @internal */
+export function asProblem(error: unknown): HoldfastError {
   if (isHoldfastError(error)) return error;
   return new HoldfastError('ERR_HOLDFAST_INTERNAL', error instanceof Error ? error.message : String(error), {
     cause: error,

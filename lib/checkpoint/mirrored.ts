@@ -8,10 +8,11 @@
  * 2004, section 3; "Vertical Paxos and Primary-Backup Replication", Lamport, Malkhi and Zhou, PODC 2009).
  *
  * Invariants:
- * - A store is acknowledged when every leg that the register names has it; also a leg that is about to be named.
+ * - A store is acknowledged when every leg that the register names has it; also one that it may name by now.
  * - Nothing is stored before the register names this writer; that is asked for only when the former writers' keys to
  *   every leg in question are void, so that no store of theirs comes after it.
- * - A leg joins only when it has all that its source has, durably, and every store that is acknowledged from now on.
+ * - A leg joins only when it has all that its source has, durably, and no store is under way until the register names it:
+ *   what a reader has seen on the source alone is on both from then on.
  * - Without a leg that is named and answers it ends: a leg that is not named is never taken instead.
  * - One change of the register at a time, each carried through until its outcome is known.
  */
@@ -36,8 +37,8 @@ const ATTEMPTS_MAX = 8;
 /**
  * `asked`: a key with the right to write is asked for; no other one works from its answer on. `ready`: it is there, and
  * nothing has been stored. `in`: has every acknowledged write. `broken`: as the register knows, it has; but it failed.
- * `copying`: gets all stores, and the rest from the other leg. `persisting`: has been given all; what is acknowledged
- * from now on is there too. `joining`: all is durable there. `out`: not named, does not answer.
+ * `copying`: gets all stores, and the rest from the other leg. `persisting`: has been given all. `joining`: all is
+ * durable there, and it is about to be named. `out`: not named, does not answer.
  */
 export type LegState = 'out' | 'asked' | 'ready' | 'in' | 'broken' | 'copying' | 'persisting' | 'joining';
 
@@ -108,8 +109,6 @@ export class MirrorWriter {
   readonly #legs: [LegState, LegState] = ['out', 'out'];
   /** In the order of their ids, that is of being sent. */
   readonly #stores = new Map<number, PendingStore>();
-  /** By leg: stores from this one on are acknowledged only with it there. */
-  readonly #joinsFrom: [number, number] = [0, 0];
   readonly #isPersisted: [boolean, boolean] = [false, false];
   #effects: MirrorEffect[] = [];
   #phase: MirrorPhase = 'new';
@@ -140,6 +139,13 @@ export class MirrorWriter {
   /** A change of the register is under way. */
   get isSwapping(): boolean {
     return this.#swap !== undefined;
+  }
+
+  /** A leg joins: no store may be given now. */
+  get holdsStores(): boolean {
+    return LEGS.some(
+      (leg) => this.#legs[leg] === 'joining' || (this.#legs[leg] === 'persisting' && this.#isPersisted[leg]),
+    );
   }
 
   /** A leg that has all, to read from; undefined if there is none. */
@@ -293,7 +299,6 @@ export class MirrorWriter {
   #copied(leg: Leg): void {
     if (this.#legs[leg] !== 'copying') return;
     this.#legs[leg] = 'persisting';
-    this.#joinsFrom[leg] = this.#nextId;
     this.#settle(leg);
   }
 
@@ -303,17 +308,10 @@ export class MirrorWriter {
     else if (this.#phase === 'equalising') this.#decide();
   }
 
-  /** Stores from before have ended on both legs: what was acknowledged without it is there, or was copied. */
+  /** Once every store has ended on both legs. */
   #joinIfComplete(leg: Leg): void {
     if (this.#legs[leg] !== 'persisting' || !this.#isPersisted[leg]) return;
-    for (const { id, missing } of this.#stores.values()) {
-      if (id >= this.#joinsFrom[leg]) break;
-      if (missing !== 0) return;
-    }
-    this.#join(leg);
-  }
-
-  #join(leg: Leg): void {
+    for (const { missing } of this.#stores.values()) if (missing !== 0) return;
     this.#legs[leg] = 'joining';
     this.#decide();
   }
@@ -397,10 +395,8 @@ export class MirrorWriter {
   // Stores
 
   #store(id: number): void {
-    assert(
-      this.#phase === 'serving' && id >= this.#nextId,
-      'stores are numbered in their order, once they are accepted',
-    );
+    assert(this.#phase === 'serving' && !this.holdsStores, 'stores are given when they are accepted');
+    assert(id >= this.#nextId, 'stores are numbered in their order');
     this.#nextId = id + 1;
     const legs = this.#legsThat((state) => state === 'in' || isBeingFilled(state));
     this.#stores.set(id, { id, missing: legs, has: 0, isAcknowledged: false });
@@ -429,14 +425,12 @@ export class MirrorWriter {
     if (store.isAcknowledged && store.missing === 0) this.#stores.delete(store.id);
   }
 
-  /** On every leg that is named or may be by now, a broken one too, and on each that is about to be. */
-  #isOnAll({ id, has, missing }: PendingStore): boolean {
+  /** On every leg that is named or may be by now, a broken one too. */
+  #isOnAll({ has }: PendingStore): boolean {
     for (const leg of LEGS) {
       const state = this.#legs[leg];
       if (state === 'broken' && isPlanted('acknowledged-before-swap')) continue;
       if (this.#mayBeNamed(leg) && !hasLeg(has, leg)) return false;
-      if (state === 'joining' && hasLeg(missing, leg)) return false;
-      if (state === 'persisting' && id >= this.#joinsFrom[leg] && !hasLeg(has, leg)) return false;
     }
     return true;
   }

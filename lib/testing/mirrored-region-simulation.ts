@@ -2,12 +2,14 @@
  * A mirrored region in the seeded simulation: two units, a register, and one writer after another, each started while the
  * one before may still run (a zombie), stand still or be cut off from a unit. A phase with faults is followed by one in
  * which all is healed: a new writer must be let in, both legs must be in sync again and alike. Each word's history is
- * judged (history.ts): what was acknowledged was durable, so no power cut may take it back.
+ * judged (history.ts): what was acknowledged was durable, so no power cut may take it back. A backup reads all the while,
+ * and makes durable what it has read: that must not be taken back either.
  *
  * One seed decides everything: the same seed leaves the same trace.
  */
 import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import { MirroredAccess } from '../checkpoint/mirrored-access.ts';
+import { MirroredReader } from '../checkpoint/mirrored-reader.ts';
 import { checkLinearizable } from './history.ts';
 import { Scheduler } from './scheduler.ts';
 import { SimulatedClock, SimulatedProcess } from './simulated-clock.ts';
@@ -49,6 +51,8 @@ export interface RegionSimulationResult {
   /** Writers that were let in. */
   readonly takeOvers: number;
   readonly rebuilds: number;
+  /** Of the backup, while writers were at work. */
+  readonly backupReads: number;
   /** The last lines of what happened. */
   readonly trace: readonly string[];
 }
@@ -62,9 +66,12 @@ export async function simulateMirroredRegion(seed: number, keepLines = 0): Promi
   return simulation.result(failure);
 }
 
-interface Writer extends RegionClient {
+interface RegionProcess extends RegionClient {
   readonly clock: SimulatedClock;
   readonly random: SimulatedRandom;
+}
+
+interface Writer extends RegionProcess {
   access: MirroredAccess | undefined;
   /** What it has put behind the words, if its writes are guarded. */
   fence: bigint | undefined;
@@ -81,9 +88,11 @@ class MirroredRegionSimulation {
   readonly #register: SimulatedRegister;
   readonly #units: readonly [SimulatedRegionUnit, SimulatedRegionUnit];
   readonly #writers: Writer[] = [];
+  readonly #backup: RegionProcess;
   #faults = 0;
   #takeOvers = 0;
   #rebuilds = 0;
+  #backupReads = 0;
   #failure: string | undefined;
   #isOver = false;
 
@@ -98,6 +107,7 @@ class MirroredRegionSimulation {
     const unit = (leg: 0 | 1) =>
       new SimulatedRegionUnit(this.#world, this.#register, `unit-${'ab'[leg]}`, leg, REGION_BYTES);
     this.#units = [unit(0), unit(1)];
+    this.#backup = this.#newProcess('backup');
   }
 
   result(failure: string | undefined): RegionSimulationResult {
@@ -111,6 +121,7 @@ class MirroredRegionSimulation {
       faults: this.#faults,
       takeOvers: this.#takeOvers,
       rebuilds: this.#rebuilds,
+      backupReads: this.#backupReads,
       trace: this.#trace.lastLines(),
     };
   }
@@ -118,6 +129,7 @@ class MirroredRegionSimulation {
   async run(): Promise<string | undefined> {
     const { scheduler } = this.#world;
     this.#startWriter();
+    void this.#follow(this.#backup);
     await scheduler.runFor(this.#random.between(20, 60));
     this.#register.lossRate = this.#random.chance(0.5) ? 0.1 : 0;
     const endMs = scheduler.nowMs + FAULTS_MS;
@@ -133,7 +145,8 @@ class MirroredRegionSimulation {
 
   #fault(): void {
     this.#faults += 1;
-    const writer = this.#writers[this.#random.below(this.#writers.length)]!;
+    const one = this.#random.below(this.#writers.length + 1);
+    const writer = this.#writers[one] ?? this.#backup;
     const newest = this.#writers.at(-1)!;
     const unit = this.#units[this.#random.below(2)]!;
     const draw = this.#random.below(100);
@@ -166,19 +179,19 @@ class MirroredRegionSimulation {
     for (const unit of this.#units) unit.breakSession(writer);
   }
 
-  #pause(writer: Writer): void {
+  #pause(writer: RegionClient): void {
     this.#world.note(`${writer.name} stands still`);
     writer.process.pause();
     this.#later(this.#random.between(1, 200), () => writer.process.resume());
   }
 
-  #cutOff(writer: Writer, unit: SimulatedRegionUnit): void {
+  #cutOff(writer: RegionClient, unit: SimulatedRegionUnit): void {
     this.#world.note(`${writer.name} is cut off from ${unit.name}`);
     unit.cut(writer);
     this.#later(this.#random.between(1, 300), () => unit.mend(writer));
   }
 
-  #cutFromRegister(writer: Writer): void {
+  #cutFromRegister(writer: RegionClient): void {
     this.#world.note(`${writer.name} is cut off from the register`);
     writer.isCutFromRegister = true;
     this.#later(this.#random.between(1, 300), () => {
@@ -194,15 +207,8 @@ class MirroredRegionSimulation {
 
   #startWriter(): Writer {
     const name = `w${this.#writers.length}`;
-    const process = new SimulatedProcess(name);
-    const random = new SimulatedRandom(this.#seed, name);
-    const clock = new SimulatedClock(this.#world.scheduler, process, random.between(0, 1e6));
     const writer: Writer = {
-      name,
-      process,
-      random,
-      clock,
-      isCutFromRegister: false,
+      ...this.#newProcess(name),
       access: undefined,
       fence: undefined,
       volatile: new Set(),
@@ -211,6 +217,39 @@ class MirroredRegionSimulation {
     this.#writers.push(writer);
     void this.#live(writer);
     return writer;
+  }
+
+  #newProcess(name: string): RegionProcess {
+    const process = new SimulatedProcess(name);
+    const random = new SimulatedRandom(this.#seed, name);
+    const clock = new SimulatedClock(this.#world.scheduler, process, random.between(0, 1e6));
+    return { name, process, random, clock, isCutFromRegister: false };
+  }
+
+  /** Reads all the while, over legs that come and go. */
+  async #follow(backup: RegionProcess): Promise<void> {
+    const { clock, random } = backup;
+    const legs = legsOf(this.#units, backup);
+    const arbiter = this.#register.arbiterOf(backup);
+    while (!this.#isOver) {
+      try {
+        await using reader = await MirroredReader.open({ clock, legs, arbiter, legMs: 50, whenLegAway: 'wait' });
+        while (!this.#isOver) await this.#readAsBackup(backup, reader, random.below(WORDS));
+      } catch (error) {
+        this.#world.note(`the backup is interrupted: ${codeOf(error)}`);
+        await this.#pass(backup, random.between(1, 20));
+      }
+    }
+  }
+
+  async #readAsBackup(backup: RegionProcess, reader: MirroredReader, word: number): Promise<void> {
+    const operation = this.#histories.begin('read', word);
+    const bytes = new Uint8Array(WORD_BYTES);
+    await reader.read(addressOf(word), bytes);
+    await reader.persist(addressOf(word), WORD_BYTES);
+    this.#histories.endRead(operation, bytes);
+    this.#backupReads += 1;
+    await this.#pass(backup, backup.random.between(0, 10));
   }
 
   /** Until another has taken over. */
@@ -331,7 +370,7 @@ class MirroredRegionSimulation {
     }
   }
 
-  #pass(writer: Writer, delayMs: number): Promise<void> {
+  #pass(writer: RegionProcess, delayMs: number): Promise<void> {
     return new Promise((resolve) => writer.clock.setTimer(delayMs, resolve));
   }
 
@@ -340,9 +379,12 @@ class MirroredRegionSimulation {
   async #heal(): Promise<void> {
     this.#world.note('all is healed');
     this.#register.lossRate = 0;
+    for (const process of [this.#backup, ...this.#writers]) {
+      process.isCutFromRegister = false;
+      for (const unit of this.#units) unit.mend(process);
+    }
+    this.#backup.process.resume();
     for (const writer of this.#writers) {
-      writer.isCutFromRegister = false;
-      for (const unit of this.#units) unit.mend(writer);
       if (this.#random.chance(0.5)) this.#kill(writer);
       else writer.process.resume();
     }

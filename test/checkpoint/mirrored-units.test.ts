@@ -1,5 +1,7 @@
 /** A mirrored region over real sessions: two units with a manager each, three voters, writers that are no voters. */
 import { describe, expect, test } from 'vitest';
+import { CheckpointReader } from '../../lib/checkpoint/checkpoint-reader.ts';
+import { CheckpointWriter } from '../../lib/checkpoint/checkpoint-writer.ts';
 import { MemoryManager } from '../../lib/checkpoint/manager.ts';
 import { MemoryClient } from '../../lib/checkpoint/manager-client.ts';
 import { openAccess } from '../../lib/checkpoint/memory-session.ts';
@@ -7,7 +9,9 @@ import { admitByRegister } from '../../lib/checkpoint/mirror-admission.ts';
 import { RemoteArbiter, serveRegisters } from '../../lib/checkpoint/mirror-decider.ts';
 import { managedLegs } from '../../lib/checkpoint/mirror-legs.ts';
 import { type Leg, parseStanding } from '../../lib/checkpoint/mirror-standing.ts';
-import { MirroredAccess } from '../../lib/checkpoint/mirrored-access.ts';
+import { MirroredAccess, type MirrorLegs } from '../../lib/checkpoint/mirrored-access.ts';
+import { MirroredReader } from '../../lib/checkpoint/mirrored-reader.ts';
+import { formatCheckpointRegion } from '../../lib/checkpoint/region-record.ts';
 import { createMemoryUnit } from '../../lib/checkpoint/unit.ts';
 import { NEW_VOTER, type VoterState, type VoterStore } from '../../lib/peer/arbiter.ts';
 import { createPeerNode } from '../../lib/peer/node.ts';
@@ -91,18 +95,21 @@ class Site {
   }
 
   open(name: string): Promise<MirroredAccess> {
-    const [first, second] = this.clients.get(name)!;
     return this.until(
       MirroredAccess.open({
         environment: this.cluster.node(name).environment,
-        legs: managedLegs([
-          { unit: UNITS[0], client: first, region: 'state' },
-          { unit: UNITS[1], client: second, region: 'state' },
-        ]),
+        legs: this.#legsOf(name),
         arbiter: this.arbiters.get(name)!,
         writer: name,
         chunkBytes: 64 * 1024,
       }),
+    );
+  }
+
+  openReader(name: string): Promise<MirroredReader> {
+    const { clock } = this.cluster.node(name).environment;
+    return this.until(
+      MirroredReader.open({ clock, legs: this.#legsOf(name), arbiter: this.arbiters.get(name)!, legMs: 500 }),
     );
   }
 
@@ -121,6 +128,14 @@ class Site {
 
   until<Result>(work: Promise<Result>): Promise<Result> {
     return this.cluster.scheduler.runUntil(work, 60_000);
+  }
+
+  #legsOf(name: string): MirrorLegs {
+    const [first, second] = this.clients.get(name)!;
+    return managedLegs([
+      { unit: UNITS[0], client: first, region: 'state' },
+      { unit: UNITS[1], client: second, region: 'state' },
+    ]);
   }
 
   #arbiterOf(node: PeerNode): RegisterArbiter {
@@ -229,6 +244,34 @@ describe('over sessions', () => {
     const before = await site.until(leg.takeOver('state'));
     await site.until(leg.takeOver('state'));
     expect(await site.until(rejection(before.access.write(0, filled(1))))).toBe('ERR_HOLDFAST_KEY_INVALID');
+  });
+});
+
+describe('checkpoints', () => {
+  const bytes = (value: number) => new Uint8Array(512).fill(value);
+  const values = (checkpoints: readonly { readonly value: Uint8Array }[]) => checkpoints.map(({ value }) => value[0]);
+  const numbers = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, index) => from + index);
+
+  test('are appended while a unit is lost, and resumed by another writer from the other unit', async () => {
+    const site = await new Site().start();
+    const access = await site.open('w1');
+    await site.until(formatCheckpointRegion(access, { mode: 'append' }));
+    const writer = await site.until(CheckpointWriter.open(access));
+    await site.until(Promise.all(numbers(1, 20).map((value) => writer.append(bytes(value)))));
+    site.kill(0);
+    await site.until(Promise.all(numbers(21, 40).map((value) => writer.append(bytes(value)))));
+    await site.startUnit(0);
+    await site.inSync(access);
+    site.kill(1);
+    await site.until(Promise.all(numbers(41, 60).map((value) => writer.append(bytes(value)))));
+    const backup = await site.openReader('w2');
+    const reader = await site.until(CheckpointReader.open(backup));
+    expect(values(await site.until(reader.readAll()))).toEqual(numbers(1, 60));
+    const taken = await site.open('w2');
+    const next = await site.until(CheckpointWriter.open(taken));
+    await site.until(next.append(bytes(61)));
+    expect(await site.until(rejection(writer.append(bytes(99))))).toBe('ERR_HOLDFAST_FENCED');
+    expect(values(await site.until(reader.tail()))).toEqual([61]);
   });
 });
 
