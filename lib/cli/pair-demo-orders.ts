@@ -15,6 +15,7 @@ export class PairOrders {
   readonly acknowledged = new Set<number>();
   readonly #clock: Clock;
   readonly #clients: Promise<void>[] = [];
+  readonly #abandoned = new AbortController();
   #last = 0;
   #stopped = false;
   #longestMs = 0;
@@ -29,7 +30,18 @@ export class PairOrders {
   }
 
   start(clients: number): void {
-    for (let index = 0; index < clients; index++) this.#clients.push(this.#work());
+    for (let index = 0; index < clients; index++) {
+      const client = this.#work();
+      // Told by `stop`; a demo that has ended before does not ask.
+      client.catch(() => {});
+      this.#clients.push(client);
+    }
+  }
+
+  /** Nobody waits for what is still under way. */
+  abandon(): void {
+    this.#stopped = true;
+    this.#abandoned.abort();
   }
 
   /** Resolves when every client has its last answer; rejects if one had none for too long. */
@@ -72,11 +84,13 @@ export class PairOrders {
         try {
           return await request(port);
         } catch (cause) {
+          this.#abandoned.signal.throwIfAborted();
           if (this.#clock.nowMs() < deadlineMs) continue;
           throw new HoldfastError('ERR_HOLDFAST_DEMO', `an order had no answer for ${PATIENCE_MS / 1000} s`, { cause });
         }
       }
       await new Promise<void>((resolve) => void this.#clock.setTimer(PAUSE_MS, resolve));
+      this.#abandoned.signal.throwIfAborted();
     }
   }
 }

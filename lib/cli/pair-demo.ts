@@ -272,6 +272,7 @@ class PairDemo implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#orders.abandon();
     const running = [...this.#services.values()].map((each) => each.process);
     if (this.#unit !== undefined) running.push(this.#unit);
     await Promise.all(running.map((each) => each.kill()));
