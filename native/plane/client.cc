@@ -14,7 +14,6 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 #include <uv.h>
 
@@ -26,6 +25,7 @@
 #include <utility>
 #include <vector>
 
+#include "plane/linger.h"
 #include "support/napi_support.h"
 
 namespace holdfast::plane {
@@ -37,21 +37,11 @@ constexpr int kEvents = 64;
 constexpr size_t kSendPieces = 1024;    // IOV_MAX
 // Call backs before the event loop gets its turn.
 constexpr uint32_t kRounds = 64;
-// To look out for the next answer costs less than to be woken for it, here and at the unit. Each look has its limit, and
-// a drain has one for all of them together; where looks come to take longer than being woken costs, so many drains go by
-// before it is tried again.
+// How long to look out for the next answer, each time, and in one drain.
 constexpr uint64_t kLingerNs = 50'000;
 constexpr uint64_t kLingerDrainNs = 1'000'000;
-constexpr uint64_t kLingerMeanNs = 15'000;
-constexpr uint32_t kLingerPause = 256;
 
 constexpr napi_type_tag kHandleTag = {0x686f6c6466617374, 0x706c616e65636c69};
-
-uint64_t NowNs() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
 
 struct Session {
   int fd = -1;
@@ -97,8 +87,7 @@ class Client {
 
   void Drain();
   bool Collect();
-  bool Linger();
-  bool LingerPays();
+  bool LookOut();
   void TakeEntries();
   void Send(Session* session);
   void Keep(Session* session, size_t sent);
@@ -131,8 +120,7 @@ class Client {
   uint32_t result_count_ = 0;
   uint32_t received_ = 0;    // bytes of the results' data
   uint64_t drain_begun_ns_ = 0;
-  uint64_t linger_mean_ns_ = 0;
-  uint32_t linger_pause_ = 0;
+  Linger linger_;
   bool draining_ = false;
   bool closing_ = false;
   bool loop_kept_alive_ = true;
@@ -351,7 +339,7 @@ void Client::Drain() {
     Deliver();
     if (closing_) break;
     TakeEntries();
-    found = round < kRounds && in_flight_ > 0 && LingerPays() && (Collect() || (Linger() && Collect()));
+    found = round < kRounds && in_flight_ > 0 && linger_.Pays() && (Collect() || (LookOut() && Collect()));
   }
   draining_ = false;
   if (closing_) return CloseHandle();
@@ -374,23 +362,16 @@ bool Client::Collect() {
 }
 
 // Looks out for an answer for a moment, if one is likely.
-bool Client::Linger() {
+bool Client::LookOut() {
   const uint64_t begun_ns = NowNs();
   const uint64_t until_ns = std::min(begun_ns + kLingerNs, drain_begun_ns_ + kLingerDrainNs);
+  if (until_ns <= begun_ns) return false;
   uint64_t now_ns = begun_ns;
   epoll_event event;
   bool ready = false;
   for (; !ready && now_ns < until_ns; now_ns = NowNs()) ready = epoll_wait(epoll_, &event, 1, 0) > 0;
-  linger_mean_ns_ = (7 * linger_mean_ns_ + now_ns - begun_ns) / 8;
+  linger_.Note(begun_ns, until_ns, now_ns);
   return ready;
-}
-
-bool Client::LingerPays() {
-  if (linger_mean_ns_ <= kLingerMeanNs) return true;
-  if (++linger_pause_ < kLingerPause) return false;
-  linger_pause_ = 0;
-  linger_mean_ns_ = 0;
-  return true;
 }
 
 ClientResult* Client::NextResult() { return &results_[result_count_++]; }

@@ -10,7 +10,6 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -35,18 +34,8 @@ constexpr int kIdleWaitMs = 500;
 // From here on the disk's time outweighs that of the network and the processors.
 constexpr uint64_t kSlowPersistNs = 500'000;
 constexpr uint64_t kGatherNs = 2'000'000;
-// Where looking out takes longer than being woken costs, so many sleeps go by before it is tried again.
-constexpr uint64_t kLingerMeanNs = 15'000;
-constexpr uint32_t kLingerPause = 256;
-
 constexpr uint64_t kListenerMark = 0xffffffff;
 constexpr uint64_t kWakeMark = 0xfffffffe;
-
-uint64_t NowNs() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
 
 bool OneProcessorOnly() {
   cpu_set_t processors;
@@ -258,23 +247,16 @@ void Server::Lead() {
 // Looks out for the next command for a moment before it sleeps: to be woken costs more, here and at the client's end.
 int Server::Wait(epoll_event* events, int timeout_ms) {
   static const bool alone = OneProcessorOnly();
-  if (timeout_ms == 0 || alone || !LingerPays()) return epoll_wait(epoll_, events, kEvents, timeout_ms);
+  if (timeout_ms == 0 || alone || limits_.linger_us == 0 || !linger_.Pays()) {
+    return epoll_wait(epoll_, events, kEvents, timeout_ms);
+  }
   const uint64_t begun_ns = NowNs();
   const uint64_t until_ns = begun_ns + uint64_t{limits_.linger_us} * 1000;
   int count = epoll_wait(epoll_, events, kEvents, 0);
   uint64_t now_ns = begun_ns;
   for (; count == 0 && now_ns < until_ns; now_ns = NowNs()) count = epoll_wait(epoll_, events, kEvents, 0);
-  linger_mean_ns_ = (7 * linger_mean_ns_ + now_ns - begun_ns) / 8;
+  linger_.Note(begun_ns, until_ns, now_ns);
   return count != 0 ? count : epoll_wait(epoll_, events, kEvents, timeout_ms);
-}
-
-bool Server::LingerPays() {
-  if (limits_.linger_us == 0) return false;
-  if (linger_mean_ns_ <= kLingerMeanNs) return true;
-  if (++linger_pause_ < kLingerPause) return false;
-  linger_pause_ = 0;
-  linger_mean_ns_ = 0;
-  return true;
 }
 
 // ── Durability ─────────────────────────────────────────────────────────────────────────────────────────────────────

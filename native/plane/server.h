@@ -28,6 +28,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "plane/linger.h"
 #include "plane/tables.h"
 #include "plane/turns.h"
 #include "plane/wire.h"
@@ -136,7 +137,6 @@ class Server {
   void Serve();
   void Lead();
   int Wait(epoll_event* events, int timeout_ms);
-  bool LingerPays();
   void PersistGroup();
   bool ShouldPersist() const;
   void GatherGroup();
@@ -230,8 +230,7 @@ class Server {
   int listener_ = -1;
   bool listener_paused_ = false;
   int wake_event_ = -1;
-  uint64_t linger_mean_ns_ = 0;
-  uint32_t linger_pause_ = 0;
+  Linger linger_;    // the leader's
   static constexpr uint32_t kThreads = 2;
   pthread_t threads_[kThreads];
   uint32_t thread_count_ = 0;
