@@ -21,6 +21,7 @@ export type {
 export type { Random } from './base/random.ts';
 export { systemEnvironment } from './base/system-environment.ts';
 export type { WhenFull } from './checkpoint/append-log.ts';
+export type { AuditEntry, AuditEvent, AuditKind } from './checkpoint/audit.ts';
 export {
   type Checkpoint,
   CheckpointReader,
@@ -40,16 +41,55 @@ export {
   type MemoryPeer,
 } from './checkpoint/connect-memory.ts';
 export { type CheckpointMode, cursorAddress } from './checkpoint/layout.ts';
+export {
+  type Admission,
+  type ManagerAuditEvent,
+  MemoryManager,
+  type MemoryManagerOptions,
+  type MemoryManagerStatus,
+} from './checkpoint/manager.ts';
+export {
+  type AccessGrant,
+  type ClientOptions as MemoryRequestOptions,
+  MemoryClient,
+  type MemoryClientOptions,
+  type OpenedRegion,
+  type OpenOptions as OpenRegionOptions,
+} from './checkpoint/manager-client.ts';
+export type { RegionAccessList, RegionInfo } from './checkpoint/manager-wire.ts';
+export { type AccessContext, openAccess } from './checkpoint/memory-session.ts';
+export { admitByRegister, type MirroredLeg } from './checkpoint/mirror-admission.ts';
+export {
+  type DecidedRegister,
+  RemoteArbiter,
+  type RemoteArbiterOptions,
+  serveRegisters,
+} from './checkpoint/mirror-decider.ts';
+export { type ManagedLeg, managedLegs } from './checkpoint/mirror-legs.ts';
+export type { Leg, LegPurpose } from './checkpoint/mirror-standing.ts';
+export {
+  MirroredAccess,
+  type MirroredAccessOptions,
+  type MirrorLegStatus,
+  type MirrorLegs,
+  type MirrorStatus,
+  type RebuildProgress,
+} from './checkpoint/mirrored-access.ts';
+export { MirroredReader, type MirroredReaderOptions } from './checkpoint/mirrored-reader.ts';
 export type {
   AccessKey,
+  AddressContext,
   AddressRange,
   CommandOptions,
   Guard,
   RegionAccess,
+  Right,
   StoreOptions,
   WriteOptions as RegionWriteOptions,
 } from './checkpoint/one-sided.ts';
 export { pairMemory } from './checkpoint/pair-memory.ts';
+export type { PlaneLimits, PlaneOptions } from './checkpoint/plane.ts';
+export { type MemoryTransport, planeTransport } from './checkpoint/plane-transport.ts';
 export {
   type PairMemory,
   type PairRole,
@@ -57,7 +97,30 @@ export {
   type ProcessPairOptions,
   runProcessPair,
 } from './checkpoint/process-pair.ts';
+export type { Space } from './checkpoint/region-directory.ts';
 export { type CheckpointFormatOptions, formatCheckpointRegion } from './checkpoint/region-record.ts';
+export {
+  type RemoteManagerOptions,
+  RemoteUnit,
+  type RemoteUnitOptions,
+  serveRemoteManager,
+} from './checkpoint/remote-unit.ts';
+export {
+  createMemoryUnit,
+  MemoryUnit,
+  type MemoryUnitOptions,
+  type UnitLimits,
+  type UnitStatus,
+} from './checkpoint/unit.ts';
+export type {
+  Extent,
+  Grant,
+  RevokedKeys,
+  TranslationTable,
+  UnitApart,
+  UnitControl,
+} from './checkpoint/unit-control.ts';
+export { mappedMemory, type UnitMemory } from './checkpoint/unit-memory.ts';
 export type { ControllerEvent, ControllerStatus, Role } from './mirror/controller.ts';
 export type { Problem } from './mirror/meeting.ts';
 export type { MemberStore } from './mirror/member-store.ts';

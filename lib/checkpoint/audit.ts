@@ -9,8 +9,10 @@
 import type { Clock } from '../base/clock.ts';
 import type { HoldfastErrorCode } from '../base/errors.ts';
 
+/** What an entry is about. */
 export type AuditKind = 'installed' | 'granted' | 'revoked' | 'refused';
 
+/** One thing that happened at a unit: a grant, a revocation, a refusal. */
 export interface AuditEntry {
   readonly kind: AuditKind;
   /** Who asked, or to whom it happened; undefined: nobody in particular. */
@@ -23,6 +25,7 @@ export interface AuditEntry {
   readonly reason: string;
 }
 
+/** An entry, and how often it has come. */
 export interface AuditEvent extends AuditEntry {
   /** Milliseconds since 1970, of the first time and of the last one. */
   readonly firstMs: number;

@@ -32,6 +32,7 @@ export interface Checkpoint<T = Uint8Array> {
   readonly value: T;
 }
 
+/** Who reads, and how checkpoints become values. */
 export interface CheckpointReaderOptions<T = Uint8Array> {
   /** As the writer's; default bytes. */
   readonly codec?: Codec<T>;
@@ -48,6 +49,7 @@ export interface CheckpointReaderOptions<T = Uint8Array> {
   readonly restart?: boolean;
 }
 
+/** How much of a series is taken at a time. */
 export interface DrainOptions {
   /** About so many bytes of checkpoints, and at least one if there is any; default 8 MiB. */
   readonly maxBytes?: number;

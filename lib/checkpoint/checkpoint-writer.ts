@@ -43,6 +43,7 @@ const DEFAULT_LIMITS: WriterLimits = {
   waitingBytesMax: 64 * MIB,
 };
 
+/** How values become checkpoints, what happens when the region is full, and how much may be under way. */
 export interface CheckpointWriterOptions<T = Uint8Array> {
   /** What a checkpoint is; default bytes. */
   readonly codec?: Codec<T>;

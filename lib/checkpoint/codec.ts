@@ -4,7 +4,9 @@ import { HoldfastError } from '../base/errors.ts';
 
 /** Turns values into bytes and back. `decode` throws for bytes that are none of its own. */
 export interface Codec<T> {
+  /** The bytes that `decode` takes. */
   encode(value: T): Uint8Array;
+  /** Throws for bytes that are none of its own. */
   decode(bytes: Uint8Array): T;
 }
 

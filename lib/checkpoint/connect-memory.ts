@@ -14,6 +14,7 @@ export interface MemoryPeer {
   readonly addresses: readonly Address[];
 }
 
+/** Who this process is, and where the unit is. */
 export interface ConnectMemoryOptions
   extends Pick<PeerNodeOptions, 'name' | 'clusterId' | 'key' | 'link' | 'heartbeatMs' | 'leaseMs'> {
   /** Default: the system's. */
@@ -28,6 +29,7 @@ export interface ConnectMemoryOptions
 export interface MemoryConnection extends AsyncDisposable {
   readonly client: MemoryClient;
   readonly node: PeerNode;
+  /** Ends the sessions. Idempotent. */
   close(): Promise<void>;
 }
 

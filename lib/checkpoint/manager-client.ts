@@ -33,6 +33,7 @@ import { Waiters } from './waiters.ts';
 const OPEN_TRIES_MAX = 6;
 const OPEN_AGAIN_MS = 50;
 
+/** Which unit, by which manager, over which node. */
 export interface MemoryClientOptions {
   /** This process among its peers; not started yet. */
   readonly node: PeerNode;
@@ -45,10 +46,12 @@ export interface MemoryClientOptions {
   readonly transport?: MemoryTransport;
 }
 
+/** How long one request may wait. */
 export interface ClientOptions {
   readonly signal?: AbortSignal;
 }
 
+/** With which rights, and how much of the region. */
 export interface OpenOptions extends ClientOptions {
   /** Default: read and write. */
   readonly rights?: readonly Right[];
@@ -64,6 +67,7 @@ export interface AccessGrant extends ClientOptions {
   readonly range?: AddressRange;
 }
 
+/** A region that is open, and the key to it. */
 export interface OpenedRegion {
   readonly context: AddressContext;
   readonly access: RegionAccess;

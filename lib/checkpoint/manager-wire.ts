@@ -79,7 +79,8 @@ const accessAnswer = z.strictObject({
   region: regionInfo,
   access: z.array(z.strictObject({ peer, rights, range: range.optional() })).max(ACCESS_ENTRIES_MAX),
 });
-export type RegionAccessList = z.infer<typeof accessAnswer>;
+/** Who may use a region, beside its owner. */
+export interface RegionAccessList extends z.infer<typeof accessAnswer> {}
 
 /** A body of no bytes. */
 const nothing: z.ZodType<void> = z.undefined();

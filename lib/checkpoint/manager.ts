@@ -108,6 +108,7 @@ export interface Admission {
   readonly signal: AbortSignal;
 }
 
+/** Whose memory it manages, and who may ask for what. */
 export interface MemoryManagerOptions {
   readonly environment: Pick<Environment, 'random'>;
   /** The unit. */
@@ -148,6 +149,7 @@ interface Operation {
   readonly region: string;
 }
 
+/** Says which regions a unit has, who may use them, and gives the keys. */
 export class MemoryManager implements AsyncDisposable {
   readonly #options: MemoryManagerOptions;
   readonly #control: UnitControl;
@@ -245,6 +247,7 @@ export class MemoryManager implements AsyncDisposable {
     await this.#sweep;
   }
 
+  /** Same as `close`, for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

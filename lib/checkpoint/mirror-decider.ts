@@ -74,6 +74,7 @@ function checkChange(expected: string, next: string, peer: string): void {
   throw new HoldfastError('ERR_HOLDFAST_REFUSED', `${peer} may not put ${next} in the place of ${expected}`);
 }
 
+/** Who decides, and over which node they are asked. */
 export interface RemoteArbiterOptions {
   /** This process among its peers; not started yet. */
   readonly node: PeerNode;

@@ -12,6 +12,7 @@ export interface ManagedLeg {
   readonly region: string;
 }
 
+/** Both units of a mirrored region, each through the client of its manager. */
 export function managedLegs(legs: readonly [ManagedLeg, ManagedLeg]): MirrorLegs {
   return {
     units: [legs[0].unit, legs[1].unit],

@@ -10,6 +10,7 @@
 import { isPlanted } from '../base/planted-bug.ts';
 import { NAME_PATTERN } from '../peer/handshake.ts';
 
+/** One of the two units of a mirrored region. */
 export type Leg = 0 | 1;
 export const LEGS: readonly Leg[] = [0, 1];
 /** Bit n: leg n. */

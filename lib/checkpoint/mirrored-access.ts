@@ -55,6 +55,7 @@ export interface RebuildProgress {
   readonly totalBytes: number;
 }
 
+/** One of the two units, for showing to people. */
 export interface MirrorLegStatus {
   readonly unit: string;
   readonly state: 'in-sync' | 'rebuilding' | 'out-of-sync';
@@ -71,6 +72,7 @@ export interface MirrorStatus {
   readonly problem: HoldfastError | undefined;
 }
 
+/** Who writes, to which two units, and who decides which of them has all. */
 export interface MirroredAccessOptions {
   readonly environment: Pick<Environment, 'clock' | 'random'>;
   readonly legs: MirrorLegs;
@@ -188,6 +190,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     return this.#options.legs.units.join('+');
   }
 
+  /** As of each of its units. */
   get range(): AddressRange {
     assert(this.#range !== undefined, 'an open region has its range');
     return this.#range;
@@ -207,6 +210,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     return this.#failure;
   }
 
+  /** How the two units stand, for showing to people. */
   get status(): MirrorStatus {
     const { phase } = this.#machine;
     const legs = LEGS.map((leg): MirrorLegStatus => {
@@ -298,6 +302,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     this.#end(new HoldfastError('ERR_HOLDFAST_CLOSED', 'the mirrored region was closed here'));
   }
 
+  /** Same as `close`, for `await using`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }

@@ -22,6 +22,7 @@ const RETRY_FIRST_MS = 1;
 const RETRY_MS = 200;
 const WORD_BYTES = 8;
 
+/** Which two units, and who knows which of them has all. */
 export interface MirroredReaderOptions {
   readonly clock: Clock;
   readonly legs: MirrorLegs;
@@ -76,6 +77,7 @@ export class MirroredReader implements RegionAccess, AsyncDisposable {
     return this.#options.legs.units.join('+');
   }
 
+  /** As of each of its units. */
   get range(): AddressRange {
     return this.#range;
   }
@@ -143,10 +145,12 @@ export class MirroredReader implements RegionAccess, AsyncDisposable {
     return Promise.reject(readOnly());
   }
 
+  /** Reads no more. Idempotent. */
   async close(): Promise<void> {
     this.#closed.abort();
   }
 
+  /** Same as `close`, for `await using`. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }

@@ -20,11 +20,13 @@ export type AccessKey = string;
  */
 export type Right = 'read' | 'write';
 
+/** How long one command may wait. */
 export interface CommandOptions {
   /** Cancels the waiting, not the command. */
   readonly signal?: AbortSignal;
 }
 
+/** Whether a store is durable when it is answered. */
 export interface StoreOptions extends CommandOptions {
   /** The command ends when what it has stored is durable. Default false. */
   readonly persist?: boolean;
@@ -36,6 +38,7 @@ export interface Guard {
   readonly expected: bigint;
 }
 
+/** As for any store; and on which condition. */
 export interface WriteOptions extends StoreOptions {
   readonly guard?: Guard;
 }

@@ -10,6 +10,7 @@ import { openPlaneAccess } from './plane-access.ts';
 import type { PlaneSession } from './plane-client.ts';
 import { connectPlane } from './plane-ticket.ts';
 
+/** How the commands of one open region reach its unit. */
 export type MemoryTransport = (session: PeerSession, context: AddressContext) => RegionAccess | Promise<RegionAccess>;
 
 /** Only for clusters whose link is dedicated: to a plane commands and keys go in the clear. */

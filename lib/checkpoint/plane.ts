@@ -40,6 +40,7 @@ export interface PlaneLimits {
   readonly answerBytesPerConnection?: number;
 }
 
+/** Where a plane listens, and its limits. */
 export interface PlaneOptions {
   /** A numeric address of this machine. */
   readonly host: string;

@@ -36,6 +36,7 @@ export interface PairMemory {
 /** `primary` works; `backup` follows; `cut-off`: it reaches the region's unit or manager no longer, and tries again. */
 export type PairRole = 'primary' | 'backup' | 'cut-off';
 
+/** The state, how updates apply, and where both lie. */
 export interface ProcessPairOptions<State, Update, Result> {
   readonly environment: Environment;
   readonly memory: PairMemory;
@@ -139,6 +140,7 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
     queueMicrotask(() => this.#post({ type: 'start' }));
   }
 
+  /** What this process is now. */
   get role(): PairRole {
     return this.#role ?? 'cut-off';
   }
@@ -222,6 +224,7 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
     this.#settleClosed.resolve();
   }
 
+  /** Same as `close`, for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

@@ -34,6 +34,7 @@ import { Waiters } from './waiters.ts';
 
 // The unit's side
 
+/** Which unit, and who manages it. */
 export interface RemoteManagerOptions {
   readonly node: PeerNode;
   readonly control: UnitControl;
@@ -113,6 +114,7 @@ class SessionsInOrder {
 
 // The manager's side
 
+/** Where the unit is. */
 export interface RemoteUnitOptions {
   readonly node: PeerNode;
   /** Name of the unit: of its node. */
@@ -156,10 +158,12 @@ export class RemoteUnit implements UnitControl {
     });
   }
 
+  /** Of the unit; known once it has been reached. */
   get sizeBytes(): number {
     return this.#described().description.sizeBytes;
   }
 
+  /** Of the unit; known once it has been reached. */
   get means(): PersistMeans {
     return this.#described().description.means;
   }

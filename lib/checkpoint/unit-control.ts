@@ -50,6 +50,7 @@ export interface UnitApart {
   onAnew(listener: () => void): void;
 }
 
+/** The face of a unit to its manager. */
 export interface UnitControl {
   /** Name of the unit. */
   readonly unit: string;

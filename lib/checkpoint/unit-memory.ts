@@ -12,6 +12,7 @@ import type { HoldfastError } from '../base/errors.ts';
 import type { PersistMeans, Region } from '../storage/region.ts';
 import { PersistGroups } from './persist-groups.ts';
 
+/** Memory that can be made durable, as a unit uses it. */
 export interface UnitMemory extends AsyncDisposable {
   readonly sizeBytes: number;
   readonly means: PersistMeans;
@@ -19,11 +20,13 @@ export interface UnitMemory extends AsyncDisposable {
   readonly failure: HoldfastError | undefined;
   /** Fills all of `target`. */
   read(offset: number, target: Uint8Array): void;
+  /** Stores the bytes; durable once a persist that covers them has ended. */
   write(offset: number, bytes: Uint8Array): void;
   /** 8 bytes, little-endian. */
   load(offset: number): bigint;
   /** Of 8 bytes, little-endian. Gives what was there before. */
   compareAndSwap(offset: number, expected: bigint, desired: bigint): bigint;
+  /** What was stored in the range before the call is durable when it resolves. */
   persist(offset: number, length: number): Promise<void>;
   /** Waits for what is being persisted. Idempotent. */
   close(): Promise<void>;

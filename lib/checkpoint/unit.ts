@@ -50,6 +50,7 @@ export interface UnitLimits {
   readonly auditMax?: number;
 }
 
+/** The memory, and over which node it is reached. */
 export interface MemoryUnitOptions {
   /** The unit's name; with a node, the node's. */
   readonly name: string;
@@ -203,6 +204,7 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
       });
   }
 
+  /** Counters since the start, for showing to people. */
   get status(): UnitStatus {
     const open = this.#closing === undefined ? this.#plane : undefined;
     const plane = open?.state;
@@ -222,6 +224,7 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     };
   }
 
+  /** What the audit log holds, oldest first. */
   auditEvents(): readonly AuditEvent[] {
     return this.#audit.events();
   }
