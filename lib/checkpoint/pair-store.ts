@@ -15,6 +15,8 @@
  * Invariants:
  * - A state is saved only when all updates in it are durable: else the next primary could number others the same.
  * - Updates are dropped only when a saved state contains them. For that the primary has the cursor of the ring, "state".
+ * - No update waits for room in the ring: a state that contains it could not be saved then, and room is made by nothing
+ *   else. One is appended only if `hasRoom`.
  */
 import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import type { Random } from '../base/random.ts';
@@ -24,14 +26,22 @@ import { CheckpointWriter } from './checkpoint-writer.ts';
 import { Cursor } from './cursors.ts';
 import { headPosition, PAGE_BYTES, type RegionRecord } from './layout.ts';
 import type { RegionAccess } from './one-sided.ts';
-import { payloadBytesMax } from './records.ts';
+import { payloadBytesMax, recordBytes } from './records.ts';
 import { formatCheckpointRegion, readRegionRecord } from './region-record.ts';
 
 const HEADER_BYTES = 16;
 const MAGIC = Buffer.from('HFPS', 'ascii');
 const VERSION = 1;
-/** Of the ring: after so many bytes of updates the state is saved. */
-const SAVED_PER_RING = 4;
+/** Of the ring: when updates take so much of it the state is saved. */
+const SAVED_SHARE = 1 / 4;
+/**
+ * Of the ring, which updates that no saved state contains may take. The rest is for what may lie behind the last saved
+ * one and is given back in steps (ring-space.ts), less than 9/64.
+ */
+const UNSAVED_SHARE_MAX = 3 / 4;
+
+/** Of what waits in a log: the pair itself bounds it, by the number of its updates and by `hasRoom`. */
+const NO_LIMITS = { waitingRecordsMax: Number.MAX_SAFE_INTEGER, waitingBytesMax: Number.MAX_SAFE_INTEGER };
 
 export interface SavedState {
   /** Of the last update in it. */
@@ -141,7 +151,9 @@ export class PairStore {
   readonly #log: CheckpointWriter;
   readonly #cursor: Cursor;
   readonly #ringBytes: number;
-  #unsavedBytes = 0;
+  /** In the ring, of all updates since the start, and of those that the newest saved state contains. */
+  #givenBytes = 0;
+  #savedBytes = 0;
   #last: Promise<number> = Promise.resolve(0);
 
   private constructor(
@@ -180,7 +192,7 @@ export class PairStore {
       const portion = await reader.drain({ signal });
       if (portion.length === 0) return;
       for (const { sequence, value } of portion) {
-        this.#unsavedBytes += value.length;
+        this.#givenBytes += recordBytes(value.length);
         if (sequence <= last) continue;
         checkFirst(sequence, last);
         last = sequence;
@@ -201,7 +213,7 @@ export class PairStore {
 
   /** Resolves with the update's sequence number when it is durable, and all before it are. */
   append(update: Uint8Array): Promise<number> {
-    this.#unsavedBytes += update.length;
+    this.#givenBytes += recordBytes(update.length);
     this.#last = this.#log.append(update);
     return this.#last;
   }
@@ -211,16 +223,25 @@ export class PairStore {
     if (this.#log.durableSequence < sequence) await this.#last;
   }
 
-  get saveIsDue(): boolean {
-    return this.#unsavedBytes * SAVED_PER_RING >= this.#ringBytes;
+  /** Whether the update can be appended before a state has been saved. */
+  hasRoom(update: Uint8Array): boolean {
+    const unsavedBytes = this.#givenBytes - this.#savedBytes;
+    // The rest of the ring is left unused if the update does not fit in there: less than the update takes.
+    const mostBytes = 2 * recordBytes(update.length);
+    return unsavedBytes === 0 || unsavedBytes + mostBytes <= this.#ringBytes * UNSAVED_SHARE_MAX;
   }
 
-  /** Saves a state that contains the updates up to this one; then they need not be kept any more. */
+  get saveIsDue(): boolean {
+    return this.#givenBytes - this.#savedBytes >= this.#ringBytes * SAVED_SHARE;
+  }
+
+  /** Saves a state that contains all updates, of which this is the last one; then they need not be kept any more. */
   async save(sequence: number, state: Uint8Array): Promise<void> {
-    this.#unsavedBytes = 0;
+    const givenBytes = this.#givenBytes;
     await this.durable(sequence);
     await this.#state.overwrite(encodeSavedState(sequence, state));
     await this.#cursor.write({ cleared: sequence });
+    this.#savedBytes = givenBytes;
   }
 
   async close(): Promise<void> {
@@ -235,10 +256,10 @@ async function openWriter(
   signal: AbortSignal,
 ): Promise<CheckpointWriter> {
   try {
-    return await CheckpointWriter.open(access, { signal });
+    return await CheckpointWriter.open(access, { ...NO_LIMITS, signal });
   } catch (error) {
     if (!isHoldfastError(error, 'ERR_HOLDFAST_METADATA_MISSING')) throw error;
   }
   await formatCheckpointRegion(access, { mode, cursors: 1, random });
-  return CheckpointWriter.open(access, { signal });
+  return CheckpointWriter.open(access, { ...NO_LIMITS, signal });
 }

@@ -11,12 +11,13 @@
  * - Updates are applied in the order of the calls, as they are read back from their checkpoint, here as at the backup.
  * - A primary that meets any failure of the region throws its state away: what it had not answered fails, and whoever is
  *   primary next reads from the region how much of it there is.
- * - Bounded: updates that wait.
+ * - Bounded: updates that wait. For those that the ring has no room for a state is saved; they are applied then.
  */
 import type { Clock, TimerHandle } from '../base/clock.ts';
 import type { Environment } from '../base/environment.ts';
 import { HoldfastError, type HoldfastErrorCode, isHoldfastError } from '../base/errors.ts';
 import { isPlanted } from '../base/planted-bug.ts';
+import { Fifo } from '../peer/fifo.ts';
 import { SharedRun } from '../storage/shared-run.ts';
 import { type Codec, structuredCodec } from './codec.ts';
 import { PULSE_ADDRESS } from './layout.ts';
@@ -103,6 +104,8 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
   #copy: StateCopy<State> | undefined;
   #store: PairStore | undefined;
   #unanswered = 0;
+  /** Updates that are not applied yet, in the order of the calls. */
+  readonly #held = new Fifo<{ readonly bytes: Uint8Array; readonly begin: () => void }>();
   #lastPulse: Uint8Array = new Uint8Array(0);
   #onDrained: (() => void)[] = [];
   #saving = false;
@@ -156,14 +159,32 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
    * ERR_HOLDFAST_OUTCOME_UNKNOWN: it may be part of the state, or not.
    */
   async update(update: Update): Promise<Result> {
-    const { store, copy } = this.#working();
+    const { store } = this.#working();
     if (this.#unanswered >= this.#updatesMax)
       throw new HoldfastError('ERR_HOLDFAST_QUEUE_FULL', `${this.#unanswered} updates wait to be safe; wait for some`);
     const bytes = this.#updateCodec.encode(update);
     store.check(bytes);
+    this.#unanswered += 1;
+    try {
+      return await this.#inTurn(store, bytes);
+    } finally {
+      this.#answered();
+    }
+  }
+
+  /** Applied now; or, if there is no room for it in the ring, once a state has been saved. */
+  #inTurn(store: PairStore, bytes: Uint8Array): Promise<Result> {
+    if (this.#held.length === 0 && store.hasRoom(bytes)) return this.#apply(bytes);
+    return new Promise((resolve) => {
+      this.#held.push({ bytes, begin: () => resolve(this.#apply(bytes)) });
+      this.#saveIfDue();
+    });
+  }
+
+  async #apply(bytes: Uint8Array): Promise<Result> {
+    const { store, copy } = this.#working();
     const result = this.#options.apply(copy.state, this.#updateCodec.decode(bytes));
     copy.sequence += 1;
-    this.#unanswered += 1;
     try {
       const safe = store.append(bytes);
       if (isPlanted('update-answered-before-safe')) safe.catch(() => {});
@@ -175,10 +196,8 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
         'this process has lost its part as the primary while an update was under way; ask the other one what became of it',
         { cause: error },
       );
-    } finally {
-      this.#answered();
     }
-    this.#saveIfDue(store);
+    this.#saveIfDue();
     return result;
   }
 
@@ -304,6 +323,7 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
     this.#store = undefined;
     this.#copy = undefined;
     if (store !== undefined) this.#task(store.close().catch(() => {}));
+    this.#letIn();
   }
 
   /** What can be mended by waiting is tried again; anything else ends the pair here, so that somebody looks. */
@@ -457,11 +477,27 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
     await store.access.write(PULSE_ADDRESS, [this.#lastPulse]);
   }
 
-  #saveIfDue(store: PairStore): void {
-    const copy = this.#copy;
-    if (!store.saveIsDue || this.#saving || copy === undefined || this.#store !== store) return;
+  #saveIfDue(): void {
+    const [store, copy] = [this.#store, this.#copy];
+    if (store === undefined || copy === undefined || this.#saving) return;
+    if (!store.saveIsDue && this.#held.length === 0) return;
     this.#saving = true;
-    this.#task(this.#save(store, copy).finally(() => (this.#saving = false)));
+    const saved = this.#save(store, copy).finally(() => {
+      this.#saving = false;
+      this.#letIn();
+    });
+    this.#task(saved);
+  }
+
+  /** Those that were held, as far as there is room for them now; all, to be refused, by one that is primary no longer. */
+  #letIn(): void {
+    const store = this.#store;
+    for (let first = this.#held.peek(); first !== undefined; first = this.#held.peek()) {
+      if (store !== undefined && !store.hasRoom(first.bytes)) break;
+      this.#held.shift();
+      first.begin();
+    }
+    this.#saveIfDue();
   }
 
   async #save(store: PairStore, { state, sequence }: StateCopy<State>): Promise<void> {

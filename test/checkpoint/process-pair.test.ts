@@ -1,0 +1,96 @@
+/** A process pair over a region in memory: what the seeded simulation (test/simulation/pair.test.ts) is too gentle for. */
+import { afterEach, expect, test } from 'vitest';
+import type { Clock } from '../../lib/base/clock.ts';
+import { systemEnvironment } from '../../lib/base/system-environment.ts';
+import { bytesCodec } from '../../lib/checkpoint/codec.ts';
+import type { RegionAccess } from '../../lib/checkpoint/one-sided.ts';
+import { type ProcessPair, runProcessPair } from '../../lib/checkpoint/process-pair.ts';
+import { SimulatedRandom } from '../../lib/testing/simulated-random.ts';
+import { StoreRecorder } from '../../lib/testing/store-orders.ts';
+import { settle } from './checkpoint-helpers.ts';
+
+const KIB = 1024;
+
+/** A clock that stands still until it is told to fire what was set. */
+class HandClock implements Clock {
+  readonly #timers = new Set<() => void>();
+  nowMs = () => 0;
+  wallMs = () => 0;
+  setTimer(_delayMs: number, callback: () => void) {
+    this.#timers.add(callback);
+    return { cancel: () => void this.#timers.delete(callback) };
+  }
+  fire(): void {
+    for (const timer of [...this.#timers]) {
+      this.#timers.delete(timer);
+      timer();
+    }
+  }
+}
+
+type Counter = { count: number; bytes: number };
+type Pair = ProcessPair<Counter, Uint8Array, number>;
+
+let pairs: Pair[] = [];
+afterEach(async () => {
+  for (const pair of pairs) await pair.close();
+  pairs = [];
+});
+
+/** The primary of a pair of one. */
+async function primary(access: RegionAccess, options: { updatesMax?: number } = {}): Promise<Pair> {
+  const clock = new HandClock();
+  let working = () => {};
+  const works = new Promise<void>((resolve) => {
+    working = resolve;
+  });
+  const pair: Pair = runProcessPair<Counter, Uint8Array, number>({
+    environment: { ...systemEnvironment, clock, random: new SimulatedRandom(1, 'pair') },
+    memory: { follow: async () => access, takeOver: async () => access },
+    initialState: () => ({ count: 0, bytes: 0 }),
+    apply: (state, update) => {
+      state.bytes += update.length;
+      return ++state.count;
+    },
+    updateCodec: bytesCodec,
+    ...options,
+    onRole: (role) => void (role === 'primary' && working()),
+  });
+  pairs.push(pair);
+  await settle();
+  clock.fire();
+  await works;
+  return pair;
+}
+
+test.each([
+  [1, 'one byte'],
+  [20, 'as an object with a number'],
+  [4000, 'a page'],
+])('updates of %i bytes, one after the other, go round the ring: %s', async (lengthBytes) => {
+  const recorder = new StoreRecorder(new Uint8Array(128 * KIB));
+  const pair = await primary(recorder.access());
+  for (let each = 1; each <= 1500; each++) expect(await pair.update(new Uint8Array(lengthBytes))).toBe(each);
+  const next = await primary(recorder.access());
+  expect(await next.query(({ count }) => count)).toBe(1500);
+});
+
+test.each([1, 4000, 12_000])(
+  'a burst of updates of %i bytes that is longer than the ring is answered',
+  async (lengthBytes) => {
+    const recorder = new StoreRecorder(new Uint8Array(128 * KIB));
+    const pair = await primary(recorder.access());
+    const updates = Array.from({ length: 1000 }, () => pair.update(new Uint8Array(lengthBytes)));
+    expect(await Promise.all(updates)).toEqual(Array.from({ length: 1000 }, (_, index) => index + 1));
+    const next = await primary(recorder.access());
+    expect(await next.query(({ count, bytes }) => [count, bytes])).toEqual([1000, 1000 * lengthBytes]);
+  },
+);
+
+test('more updates at once than a log takes by itself do not cost the primary its part', async () => {
+  const recorder = new StoreRecorder(new Uint8Array(4096 * KIB));
+  const pair = await primary(recorder.access(), { updatesMax: 6000 });
+  const updates = Array.from({ length: 6000 }, () => pair.update(new Uint8Array(1)));
+  await expect(pair.update(new Uint8Array(1))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_QUEUE_FULL' });
+  expect((await Promise.all(updates)).at(-1)).toBe(6000);
+});
