@@ -78,7 +78,9 @@ export class AppendLog {
   /** Bytes given out since it was last looked whether some can be given back. */
   #sinceLook = 0;
   #failure: { readonly error: unknown } | undefined;
+  /** Nothing is waited for any more. */
   readonly #closing = new AbortController();
+  #closed: Promise<void> | undefined;
   #onIdle: (() => void) | undefined;
 
   constructor(
@@ -121,7 +123,7 @@ export class AppendLog {
 
   #check(payload: Uint8Array): void {
     if (this.#failure !== undefined) throw this.#failure.error;
-    if (this.#closing.signal.aborted) throw closedError();
+    if (this.#closed !== undefined) throw closedError();
     const mostBytes = payloadBytesMax(this.#region.dataBytes);
     if (payload.length > mostBytes)
       throw new HoldfastError(
@@ -267,6 +269,7 @@ export class AppendLog {
     const isOver = first === undefined || first.outcome === 'failed';
     if (this.#failure !== undefined && isOver) this.#giveUp();
     else this.#pump();
+    this.#tellIdle();
   }
 
   /** What comes after the gap is never acknowledged. */
@@ -355,7 +358,12 @@ export class AppendLog {
   // --- the end
 
   /** Waits for what is in flight; what waits for space is rejected. */
-  async close(): Promise<void> {
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  async #close(): Promise<void> {
     this.#pump();
     while (this.#inFlight.length > 0) await this.#idle();
     this.#closing.abort();

@@ -222,6 +222,29 @@ test.each<WhenFull>(['block', 'drop-drained', 'error'])('nobody has drained anyt
   expect(next.durableSequence).toBe(7);
 });
 
+test('a writer is closed while one append is under way and the next one waits for room', async () => {
+  const recorder = await formatted(8 * 1024);
+  const access = new WatchedAccess(recorder.access());
+  const writer = await CheckpointWriter.open(access);
+  await Promise.all(range(1, 6).map((each) => writer.append(stamped(each, 1000))));
+  let release = () => {};
+  access.onWrite = () =>
+    new Promise((resolve) => {
+      release = resolve;
+    });
+  const underWay = writer.append(stamped(7, 1000));
+  const waits = writer.append(stamped(8, 1000));
+  const outcome = expect(waits).rejects.toEqual(code('ERR_HOLDFAST_CLOSED'));
+  await settle();
+  // Whoever closes it a second time, as `await using` does, waits for the same.
+  const closed = Promise.all([writer.close(), writer.close()]);
+  await expect(writer.append(stamped(9, 1000))).rejects.toEqual(code('ERR_HOLDFAST_CLOSED'));
+  release();
+  await closed;
+  expect(await underWay).toBe(7);
+  await outcome;
+});
+
 test('with drop-drained, a backup that is behind is told which records it will never have', async () => {
   const recorder = await formatted(16 * 1024);
   const fast = await CheckpointReader.open(recorder.access(), { name: 'fast' });
