@@ -22,7 +22,9 @@ export class SlotLog {
   readonly #region: RegionRecord;
   readonly #limits: WriterLimits;
   readonly #guard: Guard;
+  /** Of the last checkpoint that was begun, and of the last one that is durable. */
   #sequence: number;
+  #durable: number;
   #next: Uint8Array | undefined;
   #waiters: Waiter[] = [];
   #running: Promise<void> | undefined;
@@ -35,11 +37,12 @@ export class SlotLog {
     this.#region = region;
     this.#limits = limits;
     this.#sequence = sequence;
+    this.#durable = sequence;
     this.#guard = { address: FENCE_ADDRESS, expected: BigInt(region.epoch) };
   }
 
   get durable(): number {
-    return this.#running === undefined ? this.#sequence : this.#sequence - 1;
+    return this.#durable;
   }
 
   overwrite(checkpoint: Uint8Array, signal: AbortSignal | undefined): Promise<number> {
@@ -82,6 +85,7 @@ export class SlotLog {
       const sequence = ++this.#sequence;
       try {
         await this.#store(sequence, checkpoint);
+        this.#durable = sequence;
         for (const { resolve } of waiters) resolve(sequence);
       } catch (error) {
         this.#failure = { error: writerError(this.#access, error) };

@@ -402,6 +402,21 @@ test('overwrite keeps the newest checkpoint, and what comes while one is under w
   expect(await writer.overwrite(new Uint8Array(8192 - 64))).toBe(4);
 });
 
+test('a checkpoint for overwrite that has failed, or has not begun, is not called durable', async () => {
+  const recorder = await formatted(16 * 1024, { mode: 'overwrite' });
+  const access = new WatchedAccess(recorder.access());
+  const writer = await CheckpointWriter.open(access);
+  const first = writer.overwrite(stamped(1, 100));
+  expect(writer.durableSequence).toBe(0);
+  await first;
+  expect(writer.durableSequence).toBe(1);
+  access.onWrite = async () => {
+    throw new HoldfastError('ERR_HOLDFAST_PEER_LOST', 'gone');
+  };
+  await expect(writer.overwrite(stamped(2, 100))).rejects.toThrow('gone');
+  expect(writer.durableSequence).toBe(1);
+});
+
 test('a take-over of a region for overwrite goes on from the newest checkpoint', async () => {
   const recorder = await formatted(16 * 1024, { mode: 'overwrite' });
   const old = await CheckpointWriter.open(recorder.access());
