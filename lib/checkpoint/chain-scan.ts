@@ -17,6 +17,8 @@ const WITNESS_BYTES = 8 * 1024 * 1024;
 export interface ScanOptions {
   /** About as much as will be wanted: nothing is read ahead beyond it. */
   readonly expectedBytes?: number;
+  /** There is as much, it seems: at full speed from the first byte on. */
+  readonly isMuch?: boolean;
   readonly signal?: AbortSignal;
 }
 
@@ -112,6 +114,7 @@ class RingStream {
     this.#options = options;
     this.#unaskedBytes = region.dataBytes;
     this.#aheadBytes = options.expectedBytes ?? region.dataBytes;
+    if (options.isMuch) this.#chunkBytes = COMMAND_BYTES_MAX;
   }
 
   /** From where the stream is, as far as they are there in one piece. */

@@ -71,6 +71,8 @@ export class CheckpointReader<T = Uint8Array> {
   /** After records that were given and not cleared, ascending. */
   #ends: RingPosition[] = [];
   #reading = false;
+  /** The last portion was as long as it was allowed to be: there is more. */
+  #isMuch = false;
   #wantsCleared: number;
   #clearing: Promise<void> | undefined;
 
@@ -287,8 +289,9 @@ export class CheckpointReader<T = Uint8Array> {
         bytes += record.payload.length;
         return bytes < maxBytes;
       };
-      const options = { expectedBytes: maxBytes, ...(signal !== undefined && { signal }) };
+      const options = { expectedBytes: maxBytes, isMuch: this.#isMuch, ...(signal !== undefined && { signal }) };
       const after = await scanChain(this.#access, this.#region, from, visit, options);
+      this.#isMuch = bytes >= maxBytes;
       if (records.length > 0) {
         if (records[0]!.sequence !== this.#given + 1) throw this.#gap(records[0]!.sequence);
         await this.#persist(from, after, signal);
