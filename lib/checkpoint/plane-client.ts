@@ -194,6 +194,8 @@ export class PlaneClient {
   #write(session: PlaneSession, command: PlaneCommand): void {
     const { operation, flags, key, address, length, operandA, operandB } = command;
     const writes = operation === Operation.write;
+    // What was to be written is taken with the entries, also by a call back.
+    if (this.#words[headerEntries] === 0) this.#sendBytes = 0;
     if (writes && this.#sendBytes + length > COMMAND_DATA_MAX_BYTES) this.#handOver();
     const words = this.#words;
     const count = words[headerEntries]!;
@@ -241,7 +243,6 @@ export class PlaneClient {
       else this.#onAnswer(id, at);
     }
     if (this.#crowded.size > 0) this.#unpark();
-    if (this.#words[headerEntries]! === 0) this.#sendBytes = 0;
   }
 
   #onAnswer(id: number, at: number): void {

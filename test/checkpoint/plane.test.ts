@@ -1,7 +1,7 @@
 /** What only a plane has: tickets, strangers, threads beside the event loop. What every transport has: conformance. */
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { connect } from 'node:net';
+import { type AddressInfo, connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
@@ -223,6 +223,34 @@ describe('limits', () => {
     const done = outcomes.filter((outcome) => outcome === 'done').length;
     expect(done).toBe(1024 + 16_384);
     expect(outcomes[19_999]).toBe('ERR_HOLDFAST_QUEUE_FULL');
+  });
+
+  test('what is written between two call backs starts at the front of the memory for it, and not behind what is gone', async () => {
+    // A unit that answers the greeting and one command, and no other one.
+    const answer = (tag: Uint8Array) => Buffer.concat([Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0), tag, Buffer.alloc(16)]);
+    let received = 0;
+    const unit = createServer((socket) => {
+      socket.on('error', () => {});
+      socket.on('data', (chunk) => {
+        const before = received;
+        received += chunk.length;
+        if (before < 32 && received >= 32) socket.write(answer(Buffer.alloc(8)));
+        if (before < 32 + 65 && received >= 32 + 65) socket.write(answer(chunk.subarray(8, 16)));
+      });
+    }).listen(0, '127.0.0.1');
+    cleanUps.push(() => void unit.close());
+    await once(unit, 'listening');
+    const place = { host: '127.0.0.1', port: (unit.address() as AddressInfo).port } as Plane;
+    const session = await connected(place, new Uint8Array(16));
+    const most = 1024 * 1024;
+    const access = openPlaneAccess(session, grant(1, { range: { base: 0, lengthBytes: most } }));
+    await access.write(0, [new Uint8Array(1)]);
+    const inCallBack = access.write(0, [new Uint8Array(most)]);
+    await new Promise((resolve) => setImmediate(resolve));
+    const after = access.write(0, [new Uint8Array(10)]);
+    await until(() => received === 32 + 65 + 64 + most + 74);
+    session.close();
+    for (const write of [inCallBack, after]) await expect(write).rejects.toEqual(fails('PEER_LOST'));
   });
 
   test('settings that cannot be, and a port that is taken', async () => {
