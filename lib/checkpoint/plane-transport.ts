@@ -23,8 +23,10 @@ export function planeTransport(clock: Clock): MemoryTransport {
     return plane;
   };
   return async (session, context) => {
-    let plane = await (planes.get(session) ?? connect(session));
-    if (plane?.open === false) plane = await connect(session);
+    const known = planes.get(session) ?? connect(session);
+    let plane = await known;
+    // Unless another one has begun to: a second connection would take the place of the first.
+    if (plane?.open === false) plane = await (planes.get(session) === known ? connect(session) : planes.get(session));
     return plane === undefined ? openAccess(session, context) : openPlaneAccess(plane, context);
   };
 }

@@ -140,6 +140,24 @@ describe('tickets', () => {
     }
   });
 
+  test('regions that are opened again together share one new connection, and none takes the place of the other', async () => {
+    const network = await new UnitOverNetwork().start(true);
+    cleanUps.push(() => network.close());
+    await network.unit.install([{ region: REGION, extents: [{ startBytes: PAGE, lengthBytes: 64 * PAGE }] }]);
+    const transport = planeTransport(systemEnvironment.clock);
+    const open = async (number: number) => {
+      const context = { ...grant(number), unit: 'unit', sizeBytes: 64 * PAGE };
+      await network.unit.grant(context);
+      return transport(network.session('ann'), context);
+    };
+    const first = await open(1);
+    (await network.connect('ann')).close();
+    await until(() => !first.open);
+    const again = await Promise.all([open(2), open(3), open(4)]);
+    for (let round = 0; round < 50; round++) for (const access of again) await access.read(0, new Uint8Array(8));
+    expect(again.map(({ open }) => open)).toEqual([true, true, true]);
+  });
+
   test('nobody there: no connection, and a unit that says nothing: a timeout', async () => {
     const { plane } = await world();
     const { port, host } = plane;
