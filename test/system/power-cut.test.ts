@@ -3,15 +3,11 @@
  * server. Guest and both servers are killed at once in the middle of its writes. After a restart every record that an
  * fsync has acknowledged is there, through the other server as well. Needs the packages that guest.sh names.
  */
-import { existsSync, readdirSync } from 'node:fs';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
-import { setTimeout as wait } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { expect, test } from 'vitest';
 import { Cluster, MIB, NODES, type NodeName } from './cluster.ts';
-import { Child, exists } from './processes.ts';
+import { Guest, missingForGuest } from './guest.ts';
 
-const guest = fileURLToPath(new URL('guest.sh', import.meta.url));
 const ACKNOWLEDGED = 40;
 
 /** Record N is 4096 bytes that only N has; every fourth also makes a file, so that the journal has work. */
@@ -61,53 +57,17 @@ umount /mnt/volume && e2fsck -fn /dev/vda > /share/fsck 2>&1
 echo "fsck status $?"
 `;
 
-const wanted = ['qemu-system-x86_64', 'mkfs.ext4', 'busybox', 'cpio'];
-const missing = wanted.filter((name) => !['/usr/bin', '/usr/sbin', '/sbin'].some((at) => existsSync(`${at}/${name}`)));
-if (!existsSync('/lib/modules') || readdirSync('/lib/modules').length === 0) missing.push('linux-image-amd64');
-if (missing.length > 0) console.log(`no guest here: ${missing.join(', ')} missing`);
+const missing = missingForGuest('mkfs.ext4');
 
-class Guest {
-  readonly #child: Child;
-  readonly #pidFile: string;
+/** Boots with its disk on a node's export. */
+function boot(cluster: Cluster, share: string, node: NodeName, ...words: string[]): Guest {
+  const disk = `-blockdev driver=nbd,node-name=volume,server.type=unix,server.path=${cluster.socket(node)}`;
+  return new Guest({ share, words, devices: `${disk} -device virtio-blk-pci,drive=volume` });
+}
 
-  /** Boots with its disk on a node's export. */
-  constructor(cluster: Cluster, share: string, node: NodeName, ...words: string[]) {
-    this.#pidFile = `${share}/pid-${words[0]}`;
-    const disk = `-blockdev driver=nbd,node-name=volume,server.type=unix,server.path=${cluster.socket(node)}`;
-    const more = `${disk} -device virtio-blk-pci,drive=volume -pidfile ${this.#pidFile}`;
-    const env = { ...process.env, SHARE: share };
-    this.#child = new Child(guest, ['-t', '400', '-x', more, `${share}/script.sh`, ...words], { env });
-  }
-
-  get output(): string {
-    return this.#child.output;
-  }
-
-  /** Number of the last record that the guest has said to be acknowledged. */
-  get acknowledged(): number {
-    return Number([...this.output.matchAll(/acknowledged (\d+)\r?\n/g)].at(-1)?.[1] ?? 0);
-  }
-
-  async reaches(acknowledged: number): Promise<void> {
-    await this.#child.ready(async () => {
-      await wait(20);
-      return this.acknowledged >= acknowledged;
-    });
-  }
-
-  async kill(): Promise<void> {
-    process.kill(Number(await readFile(this.#pidFile, 'utf8')), 'SIGKILL');
-  }
-
-  exit(): Promise<number | null> {
-    return this.#child.exit();
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    if (this.#child.ended) return;
-    if (await exists(this.#pidFile)) await this.kill();
-    await this.exit();
-  }
+/** Number of the last record that the guest has said to be acknowledged. */
+function acknowledgedBy(guest: Guest): number {
+  return Number([...guest.output.matchAll(/acknowledged (\d+)\r?\n/g)].at(-1)?.[1] ?? 0);
 }
 
 test.skipIf(missing.length > 0)('what a guest has fsynced is there after everything was killed at once', async () => {
@@ -119,15 +79,14 @@ test.skipIf(missing.length > 0)('what a guest has fsynced is there after everyth
     writeFile(`${share}/check.py`, check),
     writeFile(`${share}/script.sh`, script),
   ]);
-  await using writer = new Guest(cluster, share, 'a', 'write');
-  await writer.reaches(ACKNOWLEDGED);
+  await using writer = boot(cluster, share, 'a', 'write');
+  await writer.ready(() => acknowledgedBy(writer) >= ACKNOWLEDGED);
   await Promise.all([...NODES.map((node) => cluster.stop(node, 'SIGKILL')), writer.kill()]);
-  await writer.exit();
-  const { acknowledged } = writer;
+  const acknowledged = acknowledgedBy(writer);
   for (const node of NODES) await cluster.start(node);
   await cluster.online();
   for (const node of NODES) {
-    await using reader = new Guest(cluster, share, node, 'check', `${acknowledged}`);
+    await using reader = boot(cluster, share, node, 'check', `${acknowledged}`);
     expect(await reader.exit(), reader.output).toBe(0);
     expect(reader.output).toContain('lost records [] lost files []');
     expect(reader.output).toContain('fsck status 0');
