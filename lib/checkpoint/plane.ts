@@ -326,7 +326,8 @@ export class Plane implements AsyncDisposable {
           number,
           codeOfStatus(detail),
           region === noRegion ? undefined : region,
-          `${length} bytes at ${start}, over the plane`,
+          // Without the range, which whoever is refused can choose: the same again is counted, not kept.
+          'a command over the plane',
         );
         break;
       case EventKind.disconnected:

@@ -224,6 +224,18 @@ describe('strangers and hostile clients', () => {
     const counted = { reads: 1, readBytes: 100, writes: 2, writtenBytes: 18, persists: 1, refused: 1 };
     expect(network.unit.status).toMatchObject(counted);
   });
+
+  test('a client that is refused at many addresses does not push what others did out of the audit log', async () => {
+    const network = await new UnitOverNetwork().start(true);
+    cleanUps.push(() => network.close());
+    const range = { base: 0, lengthBytes: 2 ** 40 };
+    const access = openPlaneAccess(await network.connect('ben'), grant(0xbad, { range }));
+    for (let number = 0; number < 20; number++)
+      await expect(access.read(8 * number, new Uint8Array(8 + number))).rejects.toEqual(fails('KEY_INVALID'));
+    await until(() => network.unit.status.refused === 20);
+    const refused = network.unit.auditEvents().filter(({ kind }) => kind === 'refused');
+    expect(refused).toEqual([expect.objectContaining({ peer: 'ben', count: 20 })]);
+  });
 });
 
 describe('limits', () => {

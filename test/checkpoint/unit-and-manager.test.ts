@@ -4,6 +4,7 @@ import { isHoldfastError } from '../../lib/base/errors.ts';
 import { MemoryManager } from '../../lib/checkpoint/manager.ts';
 import { MemoryClient, type OpenedRegion } from '../../lib/checkpoint/manager-client.ts';
 import { openAccess } from '../../lib/checkpoint/memory-session.ts';
+import { pairMemory } from '../../lib/checkpoint/pair-memory.ts';
 import { SPACE_UNIT_BYTES } from '../../lib/checkpoint/region-directory.ts';
 import { RemoteUnit, serveRemoteManager } from '../../lib/checkpoint/remote-unit.ts';
 import { createMemoryUnit, type MemoryUnit } from '../../lib/checkpoint/unit.ts';
@@ -178,6 +179,20 @@ describe.each([
     await expect(world.write(cursor, PAGE, 4)).rejects.toEqual(code('ERR_HOLDFAST_KEY_INVALID'));
     await world.until(ann.deny('log', { peer: 'ben', rights: ['read'] }));
     await expect(world.read(reader, 0)).rejects.toEqual(code('ERR_HOLDFAST_KEY_INVALID'));
+  });
+
+  test('a process of a pair has one key at a time, however often its part changes', async () => {
+    const world = await new World({ apart }).start();
+    await world.until(world.client('ann').create('pair', 64 * 1024));
+    const memory = pairMemory(world.client('ann'), 'pair');
+    const { signal } = new AbortController();
+    for (let times = 0; times < 5; times++) {
+      await world.until(memory.follow(signal));
+      const access = await world.until(memory.takeOver(signal));
+      await world.pass(1000);
+      expect(world.unit.status.keys).toBe(1);
+      await world.until(access.write(0, [new Uint8Array(8)]));
+    }
   });
 
   test('a take-over ends the writing of everybody else before it is answered', async () => {
