@@ -87,6 +87,7 @@ export type {
   StoreOptions,
   WriteOptions as RegionWriteOptions,
 } from './checkpoint/one-sided.ts';
+export type { Rates } from './checkpoint/pace.ts';
 export { pairMemory } from './checkpoint/pair-memory.ts';
 export type { PlaneLimits, PlaneOptions } from './checkpoint/plane.ts';
 export { type MemoryTransport, planeTransport } from './checkpoint/plane-transport.ts';

@@ -24,6 +24,7 @@ import { type Command, decodeCommand, encodeCommand, Operation, WORD_BYTES } fro
 import { type CommandCarrier, KeyedAccess } from './memory-session.ts';
 import { type CommandValue, memoryCommandMethod } from './memory-wire.ts';
 import type { RegionAccess, Right } from './one-sided.ts';
+import { Pace, type Rates } from './pace.ts';
 import { openPlane, type Plane, type PlaneEvents, type PlaneOptions } from './plane.ts';
 import { planeTicketMethod } from './plane-ticket.ts';
 import { RecordsDevice, ZEROS } from './records-device.ts';
@@ -33,7 +34,7 @@ import type { UnitMemory } from './unit-memory.ts';
 import { Watches } from './watches.ts';
 
 /** What clients and the manager can make the unit hold, beside the limits of the sessions (PeerLimits). */
-export interface UnitLimits {
+export interface UnitLimits extends Rates {
   /** Default 4096. */
   readonly regionsMax?: number;
   /** Of all regions together. Default 65536. */
@@ -89,6 +90,10 @@ export interface UnitStatus {
 interface CommandSession {
   readonly ordinal: number;
   readonly peer: string;
+  /** Undefined: as fast as it can. */
+  readonly pace: Pace | undefined;
+  /** When the last of the commands that wait for their turn has it. */
+  turn: Promise<void> | undefined;
   /** Commands that wait to be durable. */
   persists: number;
 }
@@ -113,7 +118,20 @@ export function createMemoryUnit(options: MemoryUnitOptions): MemoryUnit {
       'ERR_HOLDFAST_BAD_ARGUMENT',
       `${recordsBytes} bytes for records do not fit into a memory of ${memory.sizeBytes}; take whole pages of it`,
     );
+  checkRates(options);
   return new MemoryUnit(options, recordsBytes);
+}
+
+function checkRates({ limits: { commandsPerSecond, bytesPerSecond } = {}, plane }: MemoryUnitOptions): void {
+  for (const rate of [commandsPerSecond, bytesPerSecond]) {
+    if (rate !== undefined && !(rate > 0 && rate < Number.POSITIVE_INFINITY))
+      throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `a rate of ${rate} a second cannot be; give one above 0`);
+    if (rate !== undefined && plane !== undefined)
+      throw new HoldfastError(
+        'ERR_HOLDFAST_BAD_ARGUMENT',
+        'a unit with a plane cannot keep its peers to a rate: the plane knows none; leave one of the two out',
+      );
+  }
 }
 
 /** Made by `createMemoryUnit`. */
@@ -136,6 +154,9 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
   readonly #slab = new AnswerSlab();
   /** Those of this process have numbers below 0. */
   #lastLocalOrdinal = 0;
+  readonly #clock: Clock;
+  readonly #rates: Rates;
+  readonly #paces = new Map<string, Pace>();
   #reads = 0;
   #readBytes = 0;
   #writes = 0;
@@ -150,6 +171,8 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     this.sizeBytes = memory.sizeBytes;
     this.means = memory.means;
     this.#memory = memory;
+    this.#clock = clock;
+    this.#rates = limits;
     this.records = new RecordsDevice(`the records of ${name}`, memory, recordsBytes);
     const { regionsMax = 4096, extentsMax = 65_536, keysMax = 65_536, keysPerSessionMax = 1024 } = limits;
     const lengthBytes = memory.sizeBytes - recordsBytes;
@@ -194,7 +217,10 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     });
     node.handle(memoryCommandMethod, ({ control, data }, { ordinal }) => {
       const session = this.#session(ordinal);
-      return this.#execute(session, this.#decode(session, control), data);
+      const command = this.#decode(session, control);
+      const { pace } = session;
+      if (pace !== undefined) return this.#inPace(session, pace, command, data);
+      return this.#execute(session, command, data);
     });
     const plane = this.#plane;
     if (plane !== undefined)
@@ -202,6 +228,26 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
         const ticket = plane.admit(this.#session(ordinal).ordinal);
         return { control: { host: plane.host, port: plane.port }, data: [ticket] };
       });
+  }
+
+  /** Executed when its turn has come: in order, since no command's turn is before that of the one before it. */
+  #inPace(
+    session: CommandSession,
+    pace: Pace,
+    command: Command,
+    data: Uint8Array,
+  ): Promise<Reply<CommandValue>> | Reply<CommandValue> {
+    const moves = command.operation === Operation.read || command.operation === Operation.write;
+    const delayMs = pace.delayMs(this.#clock.nowMs(), moves ? command.length : 0);
+    if (delayMs === 0 && session.turn === undefined) return this.#execute(session, command, data);
+    const before = session.turn ?? Promise.resolve();
+    const due = new Promise<void>((resolve) => void this.#clock.setTimer(delayMs, resolve));
+    const turn = before.then(() => due);
+    session.turn = turn;
+    return turn.then(() => {
+      if (session.turn === turn) session.turn = undefined;
+      return this.#execute(this.#session(session.ordinal), command, data);
+    });
   }
 
   /** Counters since the start, for showing to people. */
@@ -347,10 +393,19 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
   }
 
   #sessionUp(ordinal: number, peer: string): CommandSession {
-    const session: CommandSession = { ordinal, peer, persists: 0 };
+    const session: CommandSession = { ordinal, peer, pace: this.#paceOf(peer), turn: undefined, persists: 0 };
     this.#sessions.set(ordinal, session);
     this.#sessionOfPeer.set(peer, session);
     return session;
+  }
+
+  /** A new session does not make a peer faster. As many as the node has peers. */
+  #paceOf(peer: string): Pace | undefined {
+    const { commandsPerSecond, bytesPerSecond } = this.#rates;
+    if (commandsPerSecond === undefined && bytesPerSecond === undefined) return undefined;
+    const pace = this.#paces.get(peer) ?? new Pace(this.#rates);
+    this.#paces.set(peer, pace);
+    return pace;
   }
 
   #sessionDown(ordinal: number): void {

@@ -119,6 +119,8 @@ const exported = z.strictObject({
 const peerNames = z.array(name).max(16, 'has more than 16 names');
 
 /** Memory that peers read and write by one-sided commands, named as its node is. */
+const rate = z.number().positive('is no rate; give a number above 0').max(1e12, 'is no limit any more; leave it out');
+
 const memoryUnit = z.strictObject({
   file: path,
   sizeBytes: size({ min: 2 * MIB, max: 128 * KIB ** 4 }),
@@ -128,6 +130,9 @@ const memoryUnit = z.strictObject({
   administrators: peerNames.default([]),
   /** Default: every peer may create regions. */
   creators: peerNames.optional(),
+  /** Of each peer. With one of them the unit has no data plane. Default: no limit. */
+  commandsPerSecond: rate.optional(),
+  bytesPerSecond: rate.optional(),
 });
 
 const node = z.strictObject({

@@ -8,6 +8,7 @@ import { dirname, resolve } from 'node:path';
 import type { z } from 'zod';
 import { HoldfastError } from '../base/errors.ts';
 import { type Address, formatAddress } from '../base/network.ts';
+import type { Rates } from '../checkpoint/pace.ts';
 import type { PersistMeans } from '../storage/region.ts';
 import { isLocalAddress } from './address.ts';
 import {
@@ -74,6 +75,8 @@ export interface MemoryUnitConfig {
   readonly administrators: readonly string[];
   /** Undefined: every peer. */
   readonly creators: readonly string[] | undefined;
+  /** Of each peer; empty: no limit. */
+  readonly rates: Rates;
 }
 
 export interface PeerConfig {
@@ -164,8 +167,12 @@ function memoryUnitConfig(
   absolute: (path: string) => string,
 ): MemoryUnitConfig[] {
   if (memoryUnit === undefined) return [];
-  const { file, manager = name, creators, ...rest } = memoryUnit;
-  return [{ ...rest, unit: name, file: name === own ? absolute(file) : file, manager, creators }];
+  const { file, manager = name, creators, commandsPerSecond, bytesPerSecond, ...rest } = memoryUnit;
+  const rates = {
+    ...(commandsPerSecond !== undefined && { commandsPerSecond }),
+    ...(bytesPerSecond !== undefined && { bytesPerSecond }),
+  };
+  return [{ ...rest, unit: name, file: name === own ? absolute(file) : file, manager, creators, rates }];
 }
 
 function chooseNode(source: string, settings: ClusterSettings, nodeName: string | undefined): NodeSettings {

@@ -181,7 +181,8 @@ export class Memory {
       clock,
       recordsBytes: RECORDS_BYTES,
       ...(node && { node }),
-      ...this.#planeOf(region),
+      limits: config.rates,
+      ...(Object.keys(config.rates).length === 0 && this.#planeOf(region)),
       onAudit: (entry) => this.#tell(entry),
     });
     this.#held.add(unit);

@@ -109,6 +109,7 @@ describe('the sample in docs/config.md', () => {
       manager: 'unit',
       administrators: [],
       creators: ['primary'],
+      rates: {},
     };
     expect([unit!.memoryUnit, unit!.managerOf]).toEqual([config, config]);
     expect(unit!.peers).toEqual(['primary', 'backup'].map((name) => ({ name, addresses: [] })));
