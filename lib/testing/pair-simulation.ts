@@ -4,8 +4,8 @@
  * keys. Processes are killed, stand still (and are slow primaries when they go on), the unit is killed or loses its
  * power with what it had not made durable. Then all is healed, and the pair must work.
  *
- * Judged: the history of each key is linearizable, over every take-over; so nothing that was acknowledged is lost, no
- * update is applied twice, and no slow primary answers from a state that is over.
+ * Judged: the history of each key is linearizable, over every take-over; so nothing that was acknowledged is lost, and no
+ * slow primary answers from a state that is over. No update is applied twice to one state: it knows which it has had.
  *
  * One seed decides everything: the same seed leaves the same trace.
  */
@@ -48,7 +48,13 @@ const LOSSY_LINK = {
 };
 
 type Update = readonly [key: number, value: number, filling: string];
-type Pair = ProcessPair<number[], Update, number>;
+interface State {
+  /** Of each key. */
+  readonly values: number[];
+  /** All that were ever set. */
+  readonly applied: Set<number>;
+}
+type Pair = ProcessPair<State, Update, number>;
 
 /** What the seed draws. */
 export interface PairPlan {
@@ -227,13 +233,15 @@ class PairSimulation {
     const { node, client } = this.#connect(name, environment);
     void node.start();
     const { heartbeatMs, takeOverAfterMs } = this.#plan;
-    const pair: Pair = runProcessPair<number[], Update, number>({
+    const pair: Pair = runProcessPair<State, Update, number>({
       environment,
       memory: pairMemory(client, REGION),
-      initialState: () => new Array<number>(KEYS).fill(INITIAL_VALUE),
-      apply: (state, [key, value]) => {
-        const before = state[key] ?? INITIAL_VALUE;
-        state[key] = value;
+      initialState: () => ({ values: new Array<number>(KEYS).fill(INITIAL_VALUE), applied: new Set() }),
+      apply: ({ values, applied }, [key, value]) => {
+        if (applied.has(value)) throw new Error(`${value} is applied a second time`);
+        applied.add(value);
+        const before = values[key] ?? INITIAL_VALUE;
+        values[key] = value;
         return before;
       },
       onRole: (role) => {
@@ -411,7 +419,7 @@ class PairSimulation {
 
   async #get(name: string, key: number): Promise<boolean> {
     const start = ++this.#time;
-    const result = await this.#ask(name, (pair) => pair.query((state) => state[key] ?? INITIAL_VALUE));
+    const result = await this.#ask(name, (pair) => pair.query(({ values }) => values[key] ?? INITIAL_VALUE));
     const end = ++this.#time;
     if (result === undefined) return false;
     if ('value' in result) {
