@@ -36,8 +36,6 @@ export interface PairDemoResult {
   readonly acknowledged: number;
   /** Acknowledged, and not there in the end: none, or it has failed. */
   readonly missing: number;
-  /** There twice. */
-  readonly duplicates: number;
   /** There without having been acknowledged: they were under way. */
   readonly unacknowledged: number;
   /** The longest that an order waited, around each kill, ms. */
@@ -101,20 +99,17 @@ class PairDemo implements AsyncDisposable {
   }
 
   async #judge(waitedMs: PairDemoResult['waitedMs']): Promise<PairDemoResult> {
-    const found = await this.#orders.all();
+    const found = new Set(await this.#orders.all());
     const { acknowledged } = this.#orders;
-    const distinct = new Set(found);
-    const missing = [...acknowledged].filter((id) => !distinct.has(id)).length;
-    const duplicates = found.length - distinct.size;
-    const unacknowledged = [...distinct].filter((id) => !acknowledged.has(id)).length;
-    const ok = missing === 0 && duplicates === 0;
+    const missing = [...acknowledged].filter((id) => !found.has(id)).length;
+    const unacknowledged = [...found].filter((id) => !acknowledged.has(id)).length;
+    const ok = missing === 0;
     this.#tell(
-      `Asked for all orders: of ${acknowledged.size} acknowledged ones ${missing === 0 ? 'none is' : `${missing} ARE`} missing, ` +
-        `${duplicates === 0 ? 'none is' : `${duplicates} ARE`} there twice.`,
+      `Asked for all orders: of ${acknowledged.size} acknowledged ones ${missing === 0 ? 'none is' : `${missing} ARE`} missing.`,
     );
     const totalMs = Math.round(this.#context.environment.clock.nowMs() - this.#startMs);
     this.#say(ok ? `Done in ${(totalMs / 1000).toFixed(1)} s: nothing that was acknowledged is lost.` : 'FAILED.');
-    return { ok, acknowledged: acknowledged.size, missing, duplicates, unacknowledged, waitedMs, totalMs };
+    return { ok, acknowledged: acknowledged.size, missing, unacknowledged, waitedMs, totalMs };
   }
 
   // The unit
