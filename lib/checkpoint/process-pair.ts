@@ -11,7 +11,8 @@
  * - Updates are applied in the order of the calls, as they are read back from their checkpoint, here as at the backup.
  * - A primary that meets any failure of the region throws its state away: what it had not answered fails, and whoever is
  *   primary next reads from the region how much of it there is.
- * - Bounded: updates that wait. For those that the ring has no room for a state is saved; they are applied then.
+ * - Bounded: updates and queries that wait. For updates that the ring has no room for a state is saved; they are
+ *   applied then.
  */
 import type { Clock, TimerHandle } from '../base/clock.ts';
 import type { Environment } from '../base/environment.ts';
@@ -57,7 +58,7 @@ export interface ProcessPairOptions<State, Update, Result> {
   readonly heartbeatMs?: number;
   /** Without a sign of life for so long the backup takes over, ms. Default 1000; at least three heartbeats. */
   readonly takeOverAfterMs?: number;
-  /** Updates that are not answered yet; beyond it ERR_HOLDFAST_QUEUE_FULL. Default 4096. */
+  /** Updates that are not answered yet, and as many queries; beyond it ERR_HOLDFAST_QUEUE_FULL. Default 4096. */
   readonly updatesMax?: number;
 }
 
@@ -104,6 +105,8 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
   #copy: StateCopy<State> | undefined;
   #store: PairStore | undefined;
   #unanswered = 0;
+  /** Queries that are not answered yet. */
+  #asked = 0;
   /** Updates that are not applied yet, in the order of the calls. */
   readonly #held = new Fifo<{ readonly bytes: Uint8Array; readonly begin: () => void }>();
   #lastPulse: Uint8Array = new Uint8Array(0);
@@ -204,16 +207,21 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
   /**
    * What `ask` says of the state, once that cannot be taken back. `ask` must not change it, nor keep it.
    *
-   * @throws HoldfastError ERR_HOLDFAST_NOT_PRIMARY
+   * @throws HoldfastError ERR_HOLDFAST_NOT_PRIMARY, ERR_HOLDFAST_QUEUE_FULL
    */
   async query<Answer>(ask: (state: State) => Answer): Promise<Answer> {
     const { store, copy } = this.#working();
+    if (this.#asked >= this.#updatesMax)
+      throw new HoldfastError('ERR_HOLDFAST_QUEUE_FULL', `${this.#asked} queries wait already; wait for some`);
     const answer = ask(copy.state);
+    this.#asked += 1;
     try {
       await store.durable(copy.sequence);
       if (!isPlanted('query-unconfirmed')) await this.#confirmation.run();
     } catch (error) {
       this.#regionFailed(store, error);
+    } finally {
+      this.#asked -= 1;
     }
     if (this.#store !== store) throw notPrimary();
     return answer;

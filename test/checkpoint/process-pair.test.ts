@@ -94,3 +94,21 @@ test('more updates at once than a log takes by itself do not cost the primary it
   await expect(pair.update(new Uint8Array(1))).rejects.toMatchObject({ code: 'ERR_HOLDFAST_QUEUE_FULL' });
   expect((await Promise.all(updates)).at(-1)).toBe(6000);
 });
+
+test('queries that wait are bounded, as updates are', async () => {
+  const access = new StoreRecorder(new Uint8Array(128 * KIB)).access();
+  let held: (() => void)[] | undefined;
+  const write: RegionAccess['write'] = async (...given) => {
+    if (held !== undefined) await new Promise<void>((resolve) => held?.push(resolve));
+    return access.write(...given);
+  };
+  const pair = await primary({ ...access, write }, { updatesMax: 3 });
+  await pair.update(new Uint8Array(1));
+  held = [];
+  const queries = Array.from({ length: 3 }, () => pair.query(({ count }) => count));
+  await expect(pair.query(({ count }) => count)).rejects.toMatchObject({ code: 'ERR_HOLDFAST_QUEUE_FULL' });
+  for (const release of held.splice(0)) release();
+  held = undefined;
+  expect(await Promise.all(queries)).toEqual([1, 1, 1]);
+  expect(await pair.query(({ count }) => count)).toBe(1);
+});
