@@ -378,11 +378,14 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   }
 
   async #cancellable(store: Store, signal: AbortSignal): Promise<void> {
-    const aborted = new Promise<void>((resolve) => {
-      signal.addEventListener('abort', () => resolve(), { once: true });
-      store.acknowledged.then(resolve, resolve);
+    await new Promise<void>((resolve) => {
+      const over = (): void => {
+        signal.removeEventListener('abort', over);
+        resolve();
+      };
+      signal.addEventListener('abort', over, { once: true });
+      store.acknowledged.then(over, over);
     });
-    await aborted;
     while (store.underWay > 0) await this.#changed.promise;
     if (!store.isOver) throwIfAborted(signal, 'the wait for a store');
     await store.acknowledged;

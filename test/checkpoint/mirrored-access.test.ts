@@ -1,4 +1,5 @@
 /** A mirrored region: what its writer is told when legs, the register or the writer itself fail. */
+import { getEventListeners } from 'node:events';
 import { describe, expect, test } from 'vitest';
 import type { MirroredAccess } from '../../lib/checkpoint/mirrored-access.ts';
 import { codeOf, REGION_BYTES, Stage } from './mirror-stage.ts';
@@ -128,6 +129,14 @@ async function opened(): Promise<{ stage: Stage; access: MirroredAccess }> {
   const stage = new Stage();
   return { stage, access: await stage.open(stage.client('w')) };
 }
+
+test('a signal that lives on keeps nothing of the writes that it was given to', async () => {
+  const { stage, access } = await opened();
+  const { signal } = new AbortController();
+  for (let number = 0; number < 3; number++)
+    await stage.until(access.write(0, [new Uint8Array(8)], { persist: true, signal }));
+  expect(getEventListeners(signal, 'abort')).toEqual([]);
+});
 
 describe('a leg fails', () => {
   test('before a write', async () => {
