@@ -370,6 +370,11 @@ export class MemoryManager implements AsyncDisposable {
     });
   }
 
+  /** Whether there is such a region, as far as the directory is known now. */
+  has(name: string): boolean {
+    return this.#loaded !== undefined && findRegion(this.#loaded.directory, name) !== undefined;
+  }
+
   /** Whether the peer has this right to all of the region, as far as the directory is known now. */
   allows(peer: string, name: string, right: Right): boolean {
     const region = this.#loaded && findRegion(this.#loaded.directory, name);

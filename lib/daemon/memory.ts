@@ -191,7 +191,7 @@ export class Memory {
         node,
         control: unit,
         manager: config.manager,
-        onRefused: (peer, method) => this.#refuse(peer, undefined, 'ERR_HOLDFAST_REFUSED', `${method}: is no manager`),
+        onRefused: (peer, method) => this.#refuse(peer, 'ERR_HOLDFAST_REFUSED', `${method}: is no manager`),
       });
     return unit;
   }
@@ -239,15 +239,21 @@ export class Memory {
     this.#refusals.record(refusal(undefined, undefined, code, `a stranger from ${remote.replace(/:\d+$/, '')}${who}`));
   }
 
-  #refuse(peer: string, region: string | undefined, code: HoldfastErrorCode, reason: string): void {
-    const entry = refusal(peer, region, code, reason);
+  #refuse(peer: string, code: HoldfastErrorCode, reason: string): void {
+    const entry = refusal(peer, undefined, code, reason);
     this.#refusals.record(entry);
     this.#tell(entry);
   }
 
   #audit({ peer, event, region, reason }: ManagerAuditEvent): void {
-    if (event === 'refused') this.#refuse(peer, region, reason as HoldfastErrorCode, 'by the manager');
-    else this.#gate.tell({ kind: `memory-region-${event}`, region, peer, reason });
+    if (event !== 'refused') {
+      this.#gate.tell({ kind: `memory-region-${event}`, region, peer, reason });
+      return;
+    }
+    const entry = refusal(peer, region, reason as HoldfastErrorCode, 'by the manager');
+    // A name that is made up could be many, and push out what others did.
+    this.#refusals.record(this.#manager?.has(region) ? entry : { ...entry, region: undefined });
+    this.#tell(entry);
   }
 
   #tell({ kind, peer, region, code, reason }: AuditEntry): void {

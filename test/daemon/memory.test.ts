@@ -188,6 +188,19 @@ describe('a unit with its manager', () => {
     expect(JSON.stringify([memory, office.events.a])).not.toContain(context.key);
   });
 
+  it('keeps what it has refused to others, however many names of regions somebody makes up', async () => {
+    const [owner, stranger] = [await client('b'), await client('tie')];
+    await owner.create('log', 64 * KIB);
+    expect((await refused(stranger.open('log'))).code).toBe('ERR_HOLDFAST_ACCESS');
+    for (let number = 0; number < 120; number++)
+      expect((await refused(owner.open(`log-${number}`))).code).toBe('ERR_HOLDFAST_NOT_FOUND');
+    const { refusals } = a.status().memory!;
+    expect(refusals).toMatchObject([
+      { peer: 'tie', region: 'log', code: 'ERR_HOLDFAST_ACCESS', count: 1 },
+      { peer: 'b', code: 'ERR_HOLDFAST_NOT_FOUND', count: 120 },
+    ]);
+  });
+
   it('lets only those create regions that are named, and administrators change what they do not own', async () => {
     await a.close();
     Object.assign(office.config.nodes[0].memoryUnit, { creators: ['b'], administrators: ['tie'] });
