@@ -437,6 +437,9 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
   async #reach(signal: AbortSignal): Promise<void> {
     const { clock } = this.#options.environment;
     for (;;) {
+      // Also before the first time: what has failed at once, at a unit that can only be read, would fail again at once.
+      await pause(clock, RETRY_MS, signal);
+      signal.throwIfAborted();
       try {
         const access = await this.#options.memory.follow(signal);
         const pulse = decodePulse(await readPulse(access, signal));
@@ -444,7 +447,6 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
       } catch (error) {
         if (signal.aborted || !isTransient(error)) throw error;
       }
-      await pause(clock, RETRY_MS, signal);
     }
   }
 

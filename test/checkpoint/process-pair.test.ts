@@ -1,10 +1,11 @@
 /** A process pair over a region in memory: what the seeded simulation (test/simulation/pair.test.ts) is too gentle for. */
 import { afterEach, expect, test } from 'vitest';
 import type { Clock } from '../../lib/base/clock.ts';
+import { HoldfastError } from '../../lib/base/errors.ts';
 import { systemEnvironment } from '../../lib/base/system-environment.ts';
 import { bytesCodec } from '../../lib/checkpoint/codec.ts';
 import type { RegionAccess } from '../../lib/checkpoint/one-sided.ts';
-import { type ProcessPair, runProcessPair } from '../../lib/checkpoint/process-pair.ts';
+import { type PairMemory, type ProcessPair, runProcessPair } from '../../lib/checkpoint/process-pair.ts';
 import { SimulatedRandom } from '../../lib/testing/simulated-random.ts';
 import { StoreRecorder } from '../../lib/testing/store-orders.ts';
 import { settle } from './checkpoint-helpers.ts';
@@ -38,7 +39,10 @@ afterEach(async () => {
 });
 
 /** The primary of a pair of one. */
-async function primary(access: RegionAccess, options: { updatesMax?: number } = {}): Promise<Pair> {
+async function primary(
+  access: RegionAccess,
+  options: { updatesMax?: number; memory?: PairMemory } = {},
+): Promise<Pair> {
   const clock = new HandClock();
   let working = () => {};
   const works = new Promise<void>((resolve) => {
@@ -111,4 +115,54 @@ test('queries that wait are bounded, as updates are', async () => {
   held = undefined;
   expect(await Promise.all(queries)).toEqual([1, 1, 1]);
   expect(await pair.query(({ count }) => count)).toBe(1);
+});
+
+test.each(['close', 'handOver'] as const)(
+  '%s in the middle of a burst: each update is answered, or has not happened',
+  async (how) => {
+    const recorder = new StoreRecorder(new Uint8Array(128 * KIB));
+    const pair = await primary(recorder.access());
+    const updates = Array.from({ length: 1000 }, () => pair.update(new Uint8Array(4000)));
+    const outcomes = Promise.allSettled(updates);
+    await pair[how]();
+    const done = (await outcomes).filter(({ status }) => status === 'fulfilled').length;
+    for (const outcome of await outcomes)
+      if (outcome.status === 'rejected') expect(outcome.reason).toMatchObject({ code: 'ERR_HOLDFAST_NOT_PRIMARY' });
+    expect(done).toBeGreaterThan(0);
+    expect(done).toBeLessThan(1000);
+    const next = await primary(recorder.access());
+    expect(await next.query(({ count }) => count)).toBe(done);
+  },
+);
+
+test('the unit fails in the middle of a burst: what was answered is there, and what has not happened says so', async () => {
+  const recorder = new StoreRecorder(new Uint8Array(128 * KIB));
+  const access = recorder.access();
+  let storesLeft = Number.POSITIVE_INFINITY;
+  const write: RegionAccess['write'] = async (...given) => {
+    storesLeft -= 1;
+    if (storesLeft < 0) throw new HoldfastError('ERR_HOLDFAST_PEER_LOST', 'the unit is gone');
+    return access.write(...given);
+  };
+  let takeOvers = 0;
+  const memory = {
+    follow: async () => access,
+    takeOver: async () => {
+      takeOvers += 1;
+      return takeOvers > 9 ? new Promise<never>(() => {}) : { ...access, write };
+    },
+  };
+  const pair = await primary(access, { memory });
+  storesLeft = 20;
+  const outcomes = await Promise.allSettled(Array.from({ length: 1000 }, () => pair.update(new Uint8Array(4000))));
+  const codes = outcomes.map((outcome) => (outcome.status === 'fulfilled' ? 'done' : outcome.reason.code));
+  const count = (code: string) => codes.filter((each) => each === code).length;
+  expect(new Set(codes)).toEqual(new Set(['done', 'ERR_HOLDFAST_OUTCOME_UNKNOWN', 'ERR_HOLDFAST_NOT_PRIMARY']));
+  // The region can be read still: nobody tries to take over again and again without a pause.
+  await settle();
+  expect(takeOvers).toBe(1);
+  const next = await primary(access);
+  const found = await next.query((state) => state.count);
+  expect(found).toBeGreaterThanOrEqual(count('done'));
+  expect(found).toBeLessThanOrEqual(count('done') + count('ERR_HOLDFAST_OUTCOME_UNKNOWN'));
 });
