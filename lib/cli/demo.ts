@@ -16,6 +16,7 @@ import type { CliContext } from './context.ts';
 import { DemoClient } from './demo-client.ts';
 import { DemoCluster, NODES, type NodeName, TIE_BREAKER, VOLUME } from './demo-cluster.ts';
 import { compareDevices, compareWithDevice, copyToDevice } from './demo-compare.ts';
+import { DemoStory } from './demo-story.ts';
 import { Workload } from './demo-workload.ts';
 import { EXIT } from './exit-code.ts';
 import { Progress } from './progress.ts';
@@ -100,14 +101,13 @@ class Demo {
   readonly #context: CliContext;
   readonly #options: DemoOptions;
   readonly #inputPath: string;
-  readonly #startMs: number;
-  #step = 0;
+  readonly #story: DemoStory;
 
   constructor(context: CliContext, options: DemoOptions) {
     this.#context = context;
     this.#options = options;
     this.#inputPath = options.input ?? process.execPath;
-    this.#startMs = context.environment.clock.nowMs();
+    this.#story = new DemoStory(context);
   }
 
   async run(): Promise<DemoResult> {
@@ -118,7 +118,7 @@ class Demo {
     const keep = this.#options.keep ?? false;
     const grainBytes = GRAIN_BYTES;
     await using cluster = new DemoCluster(this.#context, { volumeBytes, deviceBytes, grainBytes, keep });
-    this.#say(`Holdfast demo, in ${cluster.folder}${keep ? ' (kept)' : ''}`);
+    this.#story.say(`Holdfast demo, in ${cluster.folder}${keep ? ' (kept)' : ''}`);
     await this.#startServers(cluster, volumeBytes);
 
     const copyMs = await this.#copyIn(cluster, inputBytes);
@@ -132,7 +132,7 @@ class Demo {
     const mismatches = readBack + apart + unexpected;
     const { acknowledged, reads, wrongReads } = workload;
     const problem = problemOf(mismatches, wrongReads, takeovers, resyncLimitBytes);
-    const totalMs = Math.round(this.#context.environment.clock.nowMs() - this.#startMs);
+    const totalMs = Math.round(this.#story.elapsedMs);
     this.#sayEnd(problem, totalMs);
     return {
       ok: problem === undefined,
@@ -157,12 +157,12 @@ class Demo {
 
   async #startServers(cluster: DemoCluster, volumeBytes: number): Promise<void> {
     await cluster.create();
-    this.#tell(`Two devices (here files), and on both the volume "${VOLUME}" of ${formatSize(volumeBytes)}.`);
+    this.#story.tell(`Two devices (here files), and on both the volume "${VOLUME}" of ${formatSize(volumeBytes)}.`);
     const servers = [...NODES, TIE_BREAKER] as const;
     await Promise.all(servers.map((name) => cluster.start(name)));
     await untilOnline(cluster, 'both copies to be up to date');
     const [a, b, tie] = servers.map((name) => `${name} (process ${cluster.pid(name)})`);
-    this.#tell(`Three servers run: ${a} and ${b}, each with a copy, and ${tie} with a vote only.`);
+    this.#story.tell(`Three servers run: ${a} and ${b}, each with a copy, and ${tie} with a vote only.`);
   }
 
   async #copyIn(cluster: DemoCluster, inputBytes: number): Promise<number> {
@@ -176,7 +176,9 @@ class Demo {
     }
     const copyMs = Math.max(1, Math.round(clock.nowMs() - startMs));
     const rate = formatSize((inputBytes * 1000) / copyMs);
-    this.#tell(`Copied ${basename(this.#inputPath)} (${formatSize(inputBytes)}) over NBD onto server a: ${rate}/s.`);
+    this.#story.tell(
+      `Copied ${basename(this.#inputPath)} (${formatSize(inputBytes)}) over NBD onto server a: ${rate}/s.`,
+    );
     return copyMs;
   }
 
@@ -190,7 +192,7 @@ class Demo {
     }
     // From here on b too knows that a holds the file durably: a server that is lost is sent what it may not have.
     await device.flush();
-    this.#tell(`Read it back through server b: ${verdict(mismatches)}.`);
+    this.#story.tell(`Read it back through server b: ${verdict(mismatches)}.`);
     return mismatches;
   }
 
@@ -203,7 +205,7 @@ class Demo {
     await using second = new DemoClient({ ...options, servers: ['b', 'a'] });
     workload.start([first, second]);
     await cluster.pause(WORKING_MS);
-    this.#tell(
+    this.#story.tell(
       `Two clients, one on a and one on b, write and read the same part of the volume, ${IN_FLIGHT} requests at a time.`,
     );
     const takeovers = [
@@ -213,7 +215,7 @@ class Demo {
     await workload.stop();
     const { acknowledged, reads, wrongReads } = workload;
     const judged = wrongReads === 0 ? 'none found anything but the newest' : `${wrongReads} WERE WRONG`;
-    this.#tell(
+    this.#story.tell(
       `Stopped the clients: ${acknowledged} writes were acknowledged, none failed; of ${reads} reads ${judged}.`,
     );
     return takeovers;
@@ -231,7 +233,7 @@ class Demo {
     workload.takeLongestMs();
     const pid = cluster.pid(killed);
     await cluster.kill(killed);
-    this.#tell(`Killed server ${killed} (kill -9 ${pid}) in the middle of writes.`);
+    this.#story.tell(`Killed server ${killed} (kill -9 ${pid}) in the middle of writes.`);
     await cluster.until(left, servesAlone, WAIT_MS, `server ${left} to go on alone`);
     workload.mark();
     await cluster.pause(WORKING_MS);
@@ -240,7 +242,7 @@ class Demo {
     const waited = workload.takeLongestMs().map(Math.ceil);
     const movedClientWaitedMs = waited[client]!;
     const otherClientWaitedMs = waited[1 - client]!;
-    this.#tell(
+    this.#story.tell(
       `Its client went on through ${left} after ${movedClientWaitedMs} ms; the client of ${left} waited ${otherClientWaitedMs} ms at most. ${writesWithout} more writes acknowledged.`,
     );
 
@@ -253,7 +255,7 @@ class Demo {
     const percent = ((resyncBytes / volumeBytes) * 100).toFixed(1);
     await moved.moveTo(killed);
     await cluster.pause(WORKING_MS / 2);
-    this.#tell(
+    this.#story.tell(
       `Started ${killed} again. It had missed ${formatSize(missedBytes)}; ${left} sent it ${formatSize(resyncBytes)}, ${percent} % of the volume; in ${resyncMs} ms both were equal, and its client is back.`,
     );
     return { killed, movedClientWaitedMs, otherClientWaitedMs, writesWithout, missedBytes, resyncBytes, resyncMs };
@@ -290,7 +292,7 @@ class Demo {
     }
     const both = `the two devices with each other: ${verdict(result.apart)}`;
     const expected = `with everything that was acknowledged: ${verdict(result.unexpected)}`;
-    this.#tell(`Stopped all and compared ${formatSize(volumeBytes)}, ${both}; ${expected}.`);
+    this.#story.tell(`Stopped all and compared ${formatSize(volumeBytes)}, ${both}; ${expected}.`);
     return result;
   }
 
@@ -315,21 +317,11 @@ class Demo {
     return new Progress(this.#context.stdout, this.#context.environment.clock, `   ${label}`, totalBytes);
   }
 
-  #say(text: string): void {
-    this.#context.stdout.write(`${text}\n`);
-  }
-
-  #tell(text: string): void {
-    this.#step++;
-    const seconds = ((this.#context.environment.clock.nowMs() - this.#startMs) / 1000).toFixed(1);
-    this.#say(`${String(this.#step).padStart(2)}. ${seconds.padStart(5)} s  ${text}`);
-  }
-
   #sayEnd(problem: string | undefined, totalMs: number): void {
     const seconds = (totalMs / 1000).toFixed(1);
-    if (problem !== undefined) this.#say(`FAILED: ${problem}.`);
+    if (problem !== undefined) this.#story.say(`FAILED: ${problem}.`);
     else
-      this.#say(
+      this.#story.say(
         `Every comparison held, in ${seconds} s: nothing acknowledged was lost, no read was stale, and only what a server could have missed was sent.`,
       );
   }

@@ -15,6 +15,7 @@ import { makeKey } from '../daemon/config-file.ts';
 import { ControlClient } from '../daemon/control-client.ts';
 import type { CliContext } from './context.ts';
 import { freeAddresses } from './demo-cluster.ts';
+import { DemoStory } from './demo-story.ts';
 import { EXIT } from './exit-code.ts';
 import { KeptProcess } from './kept-process.ts';
 import { PairOrders } from './pair-demo-orders.ts';
@@ -66,31 +67,32 @@ class PairDemo implements AsyncDisposable {
   readonly #folder = mkdtempSync(join(tmpdir(), 'holdfast-demo-pair-'));
   readonly #services = new Map<ServiceName, Service>();
   readonly #orders: PairOrders;
-  readonly #startMs: number;
+  readonly #story: DemoStory;
   #unit: KeptProcess | undefined;
   #settings: Omit<PairServiceSettings, 'name'> | undefined;
-  #step = 0;
   readonly #onExit = (): void => this.#removeAtExit();
 
   constructor(context: CliContext) {
     this.#context = context;
     this.#orders = new PairOrders(context.environment.clock);
-    this.#startMs = context.environment.clock.nowMs();
+    this.#story = new DemoStory(context);
     process.on('exit', this.#onExit);
   }
 
   async run(): Promise<PairDemoResult> {
-    this.#say(`Holdfast demo of a process pair, in ${this.#folder}`);
+    this.#story.say(`Holdfast demo of a process pair, in ${this.#folder}`);
     await this.#startUnit();
     for (const name of SERVICES) this.#startService(name);
     const first = await this.#primary();
-    this.#tell(
+    this.#story.tell(
       `Two processes of one HTTP service: ${this.#describe('a')} and ${this.#describe('b')}. ${first} is primary.`,
     );
     this.#orders.start(CLIENTS);
     await this.#pause(WORKING_MS);
     const rate = Math.round((this.#orders.acknowledged.size * 1000) / WORKING_MS);
-    this.#tell(`${CLIENTS} clients order, ${rate} orders a second; each is answered when it is safe in the unit.`);
+    this.#story.tell(
+      `${CLIENTS} clients order, ${rate} orders a second; each is answered when it is safe in the unit.`,
+    );
     const primary = await this.#killPrimary();
     const nextPrimary = await this.#killPrimary();
     const unit = await this.#killUnit();
@@ -104,11 +106,13 @@ class PairDemo implements AsyncDisposable {
     const missing = [...acknowledged].filter((id) => !found.has(id)).length;
     const unacknowledged = [...found].filter((id) => !acknowledged.has(id)).length;
     const ok = missing === 0;
-    this.#tell(
+    this.#story.tell(
       `Asked for all orders: of ${acknowledged.size} acknowledged ones ${missing === 0 ? 'none is' : `${missing} ARE`} missing.`,
     );
-    const totalMs = Math.round(this.#context.environment.clock.nowMs() - this.#startMs);
-    this.#say(ok ? `Done in ${(totalMs / 1000).toFixed(1)} s: nothing that was acknowledged is lost.` : 'FAILED.');
+    const totalMs = Math.round(this.#story.elapsedMs);
+    this.#story.say(
+      ok ? `Done in ${(totalMs / 1000).toFixed(1)} s: nothing that was acknowledged is lost.` : 'FAILED.',
+    );
     return { ok, acknowledged: acknowledged.size, missing, unacknowledged, waitedMs, totalMs };
   }
 
@@ -142,7 +146,7 @@ class PairDemo implements AsyncDisposable {
     for (const name of SERVICES) await this.#holdfast('memory', 'allow', REGION, name, 'read,write', ...control);
     const settings = { cluster: 'demo', key: Buffer.from(key).toString('hex'), unit: 'unit', region: REGION };
     this.#settings = { ...settings, unitPort: address.port };
-    this.#tell(
+    this.#story.tell(
       `A memory unit (process ${this.#unit!.process.pid}): a mapped file of 64 MiB, and in it the region "${REGION}".`,
     );
   }
@@ -175,13 +179,15 @@ class PairDemo implements AsyncDisposable {
     const unit = this.#unit!;
     this.#orders.takeLongestMs();
     await unit.kill();
-    this.#tell(`Killed the unit itself (kill -9 ${unit.process.pid}), and start it again.`);
+    this.#story.tell(`Killed the unit itself (kill -9 ${unit.process.pid}), and start it again.`);
     const before = this.#orders.acknowledged.size;
     await this.#serveUnit();
     await this.#until('orders to go on', async () => this.#orders.acknowledged.size > before + CLIENTS);
     await this.#pause(WORKING_MS / 2);
     const waitedMs = this.#orders.takeLongestMs();
-    this.#tell(`${await this.#primary()} is primary, and orders go on; none waited for longer than ${waitedMs} ms.`);
+    this.#story.tell(
+      `${await this.#primary()} is primary, and orders go on; none waited for longer than ${waitedMs} ms.`,
+    );
     return waitedMs;
   }
 
@@ -223,12 +229,12 @@ class PairDemo implements AsyncDisposable {
     await child.kill();
     this.#services.delete(killed);
     this.#orders.ports.delete(killed);
-    this.#tell(`Killed ${killed}, the primary (kill -9 ${child.process.pid}), in the middle of orders.`);
+    this.#story.tell(`Killed ${killed}, the primary (kill -9 ${child.process.pid}), in the middle of orders.`);
     const next = await this.#primary();
     await this.#pause(WORKING_MS);
     const waitedMs = this.#orders.takeLongestMs();
     const more = this.#orders.acknowledged.size - before;
-    this.#tell(
+    this.#story.tell(
       `${next} has taken over: ${more} more orders; the longest wait was ${waitedMs} ms. Started ${killed} again.`,
     );
     this.#startService(killed);
@@ -254,16 +260,6 @@ class PairDemo implements AsyncDisposable {
     this.#context.signal.throwIfAborted();
     await new Promise<void>((resolve) => void this.#context.environment.clock.setTimer(ms, resolve));
     this.#context.signal.throwIfAborted();
-  }
-
-  #say(text: string): void {
-    this.#context.stdout.write(`${text}\n`);
-  }
-
-  #tell(text: string): void {
-    this.#step++;
-    const seconds = ((this.#context.environment.clock.nowMs() - this.#startMs) / 1000).toFixed(1);
-    this.#say(`${String(this.#step).padStart(2)}. ${seconds.padStart(5)} s  ${text}`);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
