@@ -75,7 +75,7 @@ export class KeyedAccess implements RegionAccess {
   }
 
   read(address: number, target: Uint8Array, options: CommandOptions = {}): Promise<void> {
-    const wrong = this.#outside(address, target.length);
+    const wrong = problemOutside(this.range, address, target.length);
     if (wrong !== undefined) return Promise.reject(wrong);
     if (target.length <= COMMAND_DATA_MAX_BYTES) return this.#read(address, target, options);
     const pieces: Promise<void>[] = [];
@@ -100,7 +100,8 @@ export class KeyedAccess implements RegionAccess {
     let length = 0;
     for (const chunk of chunks) length += chunk.length;
     const { guard } = options;
-    const wrong = this.#outside(address, length) ?? (guard && this.#outside(guard.address, WORD_BYTES));
+    const wrong =
+      problemOutside(this.range, address, length) ?? (guard && problemOutside(this.range, guard.address, WORD_BYTES));
     if (wrong !== undefined) return Promise.reject(wrong);
     if (length <= COMMAND_DATA_MAX_BYTES) return this.#write(address, length, chunks, options);
     const pieces: Promise<void>[] = [];
@@ -170,20 +171,26 @@ export class KeyedAccess implements RegionAccess {
   }
 
   #check(address: number, length: number): void {
-    const wrong = this.#outside(address, length);
+    const wrong = problemOutside(this.range, address, length);
     if (wrong !== undefined) throw wrong;
   }
+}
 
-  /** The unit checks, too; but a mistake of our own need not travel. */
-  #outside(address: number, length: number): HoldfastError | undefined {
-    const { base, lengthBytes } = this.range;
-    const whole = Number.isSafeInteger(address) && Number.isSafeInteger(length) && length >= 0;
-    if (whole && address >= base && length <= lengthBytes && address - base <= lengthBytes - length) return undefined;
-    return new HoldfastError(
-      'ERR_HOLDFAST_OUT_OF_RANGE',
-      `${length} bytes at ${address} are not among the ${lengthBytes} bytes at ${base} that the key opens`,
-    );
-  }
+/**
+ * What is wrong with a range that a command is to be about; undefined if the key opens it. The unit checks, too; but a
+ * mistake of our own need not travel.
+ */
+export function problemOutside(
+  { base, lengthBytes }: AddressRange,
+  address: number,
+  length: number,
+): HoldfastError | undefined {
+  const whole = Number.isSafeInteger(address) && Number.isSafeInteger(length) && length >= 0;
+  if (whole && address >= base && length <= lengthBytes && address - base <= lengthBytes - length) return undefined;
+  return new HoldfastError(
+    'ERR_HOLDFAST_OUT_OF_RANGE',
+    `${length} bytes at ${address} are not among the ${lengthBytes} bytes at ${base} that the key opens`,
+  );
 }
 
 function nothing(): void {}

@@ -5,7 +5,7 @@
  */
 import { HoldfastError } from '../base/errors.ts';
 import { COMMAND_DATA_MAX_BYTES, Operation } from './command-format.ts';
-import type { AccessContext } from './memory-session.ts';
+import { type AccessContext, problemOutside } from './memory-session.ts';
 import type { AddressRange, CommandOptions, RegionAccess, StoreOptions, WriteOptions } from './one-sided.ts';
 import { guardFlag, type PlaneCommand, type PlaneSession, persistFlag } from './plane-client.ts';
 
@@ -97,7 +97,7 @@ class PlaneAccess implements RegionAccess {
   }
 
   read(address: number, target: Uint8Array, options?: CommandOptions): Promise<void> {
-    const wrong = this.#outside(address, target.length);
+    const wrong = problemOutside(this.range, address, target.length);
     if (wrong !== undefined) return Promise.reject(wrong);
     if (target.length > COMMAND_DATA_MAX_BYTES) return this.#readLong(address, target, options);
     const parts = { operation: Operation.read, address, length: target.length, target };
@@ -115,7 +115,8 @@ class PlaneAccess implements RegionAccess {
     let length = 0;
     for (const chunk of chunks) length += chunk.length;
     const { guard, persist = false, signal } = options;
-    const wrong = this.#outside(address, length) ?? (guard && this.#wrongWord(guard.address, guard.expected));
+    const wrong =
+      problemOutside(this.range, address, length) ?? (guard && this.#wrongWord(guard.address, guard.expected));
     if (wrong !== undefined) return Promise.reject(wrong);
     if (length > COMMAND_DATA_MAX_BYTES) return this.#writeLong(address, chunks, options);
     const flags = (persist ? persistFlag : 0) | (guard ? guardFlag : 0);
@@ -138,7 +139,7 @@ class PlaneAccess implements RegionAccess {
   }
 
   persist(address: number, lengthBytes: number, options?: CommandOptions): Promise<void> {
-    const wrong = this.#outside(address, lengthBytes);
+    const wrong = problemOutside(this.range, address, lengthBytes);
     if (wrong !== undefined) return Promise.reject(wrong);
     return this.#run({ operation: Operation.persist, address, length: lengthBytes }, toNothing, options?.signal);
   }
@@ -158,7 +159,7 @@ class PlaneAccess implements RegionAccess {
   }
 
   async watch(address: number, lengthBytes: number, since: number, options?: CommandOptions): Promise<number> {
-    const wrong = this.#outside(address, lengthBytes);
+    const wrong = problemOutside(this.range, address, lengthBytes);
     if (wrong !== undefined) throw wrong;
     must(lengthBytes > 0, 'a watch of no bytes ends never; give a length');
     must(Number.isSafeInteger(since) && since >= 0, `${since} is no change number; begin with 0`);
@@ -166,19 +167,9 @@ class PlaneAccess implements RegionAccess {
     return this.#run(parts, toNumber, options?.signal);
   }
 
-  /** The unit checks, too; but a mistake of our own need not travel. */
-  #outside(address: number, length: number): HoldfastError | undefined {
-    const { base, lengthBytes } = this.range;
-    const whole = Number.isSafeInteger(address) && Number.isSafeInteger(length) && length >= 0;
-    if (whole && address >= base && length <= lengthBytes && address - base <= lengthBytes - length) return undefined;
-    return new HoldfastError(
-      'ERR_HOLDFAST_OUT_OF_RANGE',
-      `${length} bytes at ${address} are not among the ${lengthBytes} bytes at ${base} that the key opens`,
-    );
-  }
-
   #wrongWord(address: number, value: bigint): HoldfastError | undefined {
-    if (address % wordBytes === 0 && BigInt.asUintN(64, value) === value) return this.#outside(address, wordBytes);
+    if (address % wordBytes === 0 && BigInt.asUintN(64, value) === value)
+      return problemOutside(this.range, address, wordBytes);
     return new HoldfastError(
       'ERR_HOLDFAST_BAD_ARGUMENT',
       `${value} at ${address}: the address of a word is a multiple of 8, and it has 64 bits and no sign`,
