@@ -40,6 +40,15 @@ export {
   type MemoryConnection,
   type MemoryPeer,
 } from './checkpoint/connect-memory.ts';
+export {
+  type ConnectMirroredMemoryOptions,
+  connectMirroredMemory,
+  MirroredMemoryConnection,
+  type MirroredRegion,
+  type MirroredUnit,
+  type OpenReaderOptions,
+  type OpenWriterOptions,
+} from './checkpoint/connect-mirrored-memory.ts';
 export { type CheckpointMode, cursorAddress } from './checkpoint/layout.ts';
 export {
   type Admission,

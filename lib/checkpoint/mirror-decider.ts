@@ -76,7 +76,7 @@ function checkChange(expected: string, next: string, peer: string): void {
 
 /** Who decides, and over which node they are asked. */
 export interface RemoteArbiterOptions {
-  /** This process among its peers; not started yet. */
+  /** This process among its peers. */
   readonly node: PeerNode;
   readonly clock: Clock;
   readonly registerId: string;
@@ -89,11 +89,11 @@ export interface RemoteArbiterOptions {
 /** The register, by way of whoever of its deciders answers. */
 export class RemoteArbiter implements Arbiter {
   readonly #options: RemoteArbiterOptions;
-  readonly #sessions = new Waiters('a session with one of the deciders');
+  readonly #sessions: Waiters;
 
   constructor(options: RemoteArbiterOptions) {
     this.#options = options;
-    options.node.subscribe({ onSessionUp: () => this.#sessions.resolveAll(), onSessionDown: () => {} });
+    this.#sessions = sessionsOf(options.node);
   }
 
   /** As Arbiter.compareAndSwap; also ERR_HOLDFAST_ACCESS and ERR_HOLDFAST_REFUSED by a decider. */
@@ -146,11 +146,25 @@ export class RemoteArbiter implements Arbiter {
     try {
       await this.#sessions.wait(AbortSignal.any([signal, over.signal]));
     } catch (error) {
-      if (signal.aborted) throw error;
+      if (signal.aborted || !over.signal.aborted) throw error;
     } finally {
       timer.cancel();
     }
   }
+}
+
+/** One subscription for all regions that are used over a node. */
+const waitersByNode = new WeakMap<PeerNode, Waiters>();
+
+function sessionsOf(node: PeerNode): Waiters {
+  let waiters = waitersByNode.get(node);
+  if (waiters === undefined) {
+    const created = new Waiters('a session with one of the deciders');
+    node.subscribe({ onSessionUp: () => created.resolveAll(), onSessionDown: () => {} });
+    waitersByNode.set(node, created);
+    waiters = created;
+  }
+  return waiters;
 }
 
 function isWorthAnother(error: unknown): boolean {

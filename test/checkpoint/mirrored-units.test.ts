@@ -2,166 +2,12 @@
 import { describe, expect, test } from 'vitest';
 import { CheckpointReader } from '../../lib/checkpoint/checkpoint-reader.ts';
 import { CheckpointWriter } from '../../lib/checkpoint/checkpoint-writer.ts';
-import { MemoryManager } from '../../lib/checkpoint/manager.ts';
-import { MemoryClient } from '../../lib/checkpoint/manager-client.ts';
-import { openAccess } from '../../lib/checkpoint/memory-session.ts';
-import { admitByRegister } from '../../lib/checkpoint/mirror-admission.ts';
-import { RemoteArbiter, serveRegisters } from '../../lib/checkpoint/mirror-decider.ts';
-import { managedLegs } from '../../lib/checkpoint/mirror-legs.ts';
-import { type Leg, parseStanding } from '../../lib/checkpoint/mirror-standing.ts';
-import { MirroredAccess, type MirrorLegs } from '../../lib/checkpoint/mirrored-access.ts';
-import { MirroredReader } from '../../lib/checkpoint/mirrored-reader.ts';
+import { connectMirroredMemory } from '../../lib/checkpoint/connect-mirrored-memory.ts';
+import { parseStanding } from '../../lib/checkpoint/mirror-standing.ts';
+import type { MirroredAccess } from '../../lib/checkpoint/mirrored-access.ts';
 import { formatCheckpointRegion } from '../../lib/checkpoint/region-record.ts';
-import { createMemoryUnit } from '../../lib/checkpoint/unit.ts';
-import { NEW_VOTER, type VoterState, type VoterStore } from '../../lib/peer/arbiter.ts';
-import { createPeerNode } from '../../lib/peer/node.ts';
-import type { PeerNode } from '../../lib/peer/peer.ts';
-import { RegisterArbiter } from '../../lib/peer/register-driver.ts';
-import { SimulatedCluster } from '../../lib/testing/simulated-cluster.ts';
-import { SimulatedMemory } from '../../lib/testing/simulated-memory.ts';
-import { SimulatedRandom } from '../../lib/testing/simulated-random.ts';
 import { codeOf } from './mirror-stage.ts';
-
-const MIB = 1024 * 1024;
-const REGION_BYTES = 256 * 1024;
-const REGISTER = 'd'.repeat(32);
-const UNITS = ['unit-a', 'unit-b'] as const;
-const VOTERS = ['unit-a', 'unit-b', 'tie'];
-const NAMES = [...VOTERS, 'w1', 'w2', 'stranger'];
-
-/** A voter's state that outlives its process. */
-class Kept implements VoterStore {
-  voter: VoterState = NEW_VOTER;
-
-  async writeVoter(state: VoterState): Promise<void> {
-    this.voter = state;
-  }
-}
-
-class Site {
-  readonly cluster = new SimulatedCluster({ seed: 3, names: NAMES });
-  readonly memories = UNITS.map(
-    (name) => new SimulatedMemory({ random: new SimulatedRandom(3, name), sizeBytes: 4 * MIB }),
-  );
-  readonly votes = new Map(VOTERS.map((name) => [name, new Kept()]));
-  readonly clients = new Map<string, readonly [MemoryClient, MemoryClient]>();
-  readonly arbiters = new Map<string, RemoteArbiter>();
-
-  async start(): Promise<this> {
-    const tie = this.#newNode('tie');
-    this.#arbiterOf(tie);
-    await this.until(tie.start());
-    for (const leg of [0, 1] as const) await this.startUnit(leg, true);
-    for (const name of ['w1', 'w2', 'stranger']) await this.startClient(name);
-    for (const client of this.clients.get('w1')!) {
-      await this.until(client.create('state', REGION_BYTES));
-      await this.until(client.allow('state', { peer: 'w2', rights: ['read', 'write'] }));
-    }
-    return this;
-  }
-
-  async startUnit(leg: Leg, isNew = false): Promise<void> {
-    const name = UNITS[leg];
-    const node = this.#newNode(name);
-    const { environment, process } = this.cluster.node(name);
-    const memory = this.memories[leg]!.open((answer) => process.run(answer));
-    const unit = createMemoryUnit({ name, node, memory, clock: environment.clock });
-    if (isNew) await this.until(MemoryManager.format(unit, { blank: true }));
-    const arbiter = this.#arbiterOf(node);
-    const manager = new MemoryManager({
-      environment,
-      control: unit,
-      admit: admitByRegister([{ region: 'state', leg, arbiter }]),
-    });
-    manager.serve(node);
-    const allows = (peer: string, right: 'read' | 'write') => manager.allows(peer, 'state', right);
-    serveRegisters(node, [{ registerId: REGISTER, arbiter, allows }]);
-    await this.until(Promise.all([node.start(), manager.open()]));
-  }
-
-  async startClient(name: string): Promise<void> {
-    const node = this.#newNode(name);
-    const { clock } = this.cluster.node(name).environment;
-    const client = (unit: string) => new MemoryClient({ node, clock, manager: unit, unit, transport: openAccess });
-    this.clients.set(name, [client(UNITS[0]), client(UNITS[1])]);
-    this.arbiters.set(name, new RemoteArbiter({ node, clock, registerId: REGISTER, deciders: UNITS }));
-    await this.until(node.start());
-  }
-
-  /** As a power cut of the unit's machine. */
-  kill(leg: Leg): void {
-    this.cluster.node(UNITS[leg]).kill();
-    this.memories[leg]!.crash();
-  }
-
-  open(name: string): Promise<MirroredAccess> {
-    return this.until(
-      MirroredAccess.open({
-        environment: this.cluster.node(name).environment,
-        legs: this.#legsOf(name),
-        arbiter: this.arbiters.get(name)!,
-        writer: name,
-        chunkBytes: 64 * 1024,
-      }),
-    );
-  }
-
-  openReader(name: string): Promise<MirroredReader> {
-    const { clock } = this.cluster.node(name).environment;
-    return this.until(
-      MirroredReader.open({ clock, legs: this.#legsOf(name), arbiter: this.arbiters.get(name)!, legMs: 500 }),
-    );
-  }
-
-  async stands(name = 'w1'): Promise<string> {
-    const result = await this.until(this.arbiters.get(name)!.compareAndSwap('', ''));
-    return result.swapped ? '' : result.current;
-  }
-
-  async inSync(access: MirroredAccess): Promise<void> {
-    const { scheduler } = this.cluster;
-    const limitMs = scheduler.nowMs + 60_000;
-    const isSo = (): boolean => access.status.legs.every(({ state }) => state === 'in-sync');
-    await scheduler.run(() => isSo() || scheduler.nowMs > limitMs);
-    expect(access.status.legs.map(({ state }) => state)).toEqual(['in-sync', 'in-sync']);
-  }
-
-  until<Result>(work: Promise<Result>): Promise<Result> {
-    return this.cluster.scheduler.runUntil(work, 60_000);
-  }
-
-  #legsOf(name: string): MirrorLegs {
-    const [first, second] = this.clients.get(name)!;
-    return managedLegs([
-      { unit: UNITS[0], client: first, region: 'state' },
-      { unit: UNITS[1], client: second, region: 'state' },
-    ]);
-  }
-
-  #arbiterOf(node: PeerNode): RegisterArbiter {
-    const { environment } = this.cluster.node(node.name);
-    const store = this.votes.get(node.name)!;
-    const self = VOTERS.indexOf(node.name);
-    return new RegisterArbiter({ environment, node, registerId: REGISTER, voters: VOTERS, self, store });
-  }
-
-  #newNode(name: string): PeerNode {
-    const machine = this.cluster.node(name);
-    if (!machine.process.alive) machine.restart();
-    return createPeerNode({
-      environment: machine.environment,
-      name,
-      clusterId: 'mirrored',
-      key: new Uint8Array(32),
-      link: 'dedicated',
-      listen: { kind: 'tcp', host: name, port: 7000 },
-      peers: NAMES.filter((other) => other !== name).map((other) => ({
-        name: other,
-        addresses: [{ kind: 'tcp', host: other, port: 7000 }],
-      })),
-    });
-  }
-}
+import { MirroredSite as Site, STATE } from './mirrored-site.ts';
 
 async function rejection(promise: Promise<unknown>): Promise<string> {
   return promise.then(
@@ -216,7 +62,7 @@ describe('over sessions', () => {
     await site.until(access.write(0, filled(1), { persist: true }));
     await access.close();
     await site.startUnit(1);
-    const [, stale] = site.clients.get('w2')!;
+    const [, stale] = site.connection('w2').clients;
     const asked = [
       stale.open('state', { rights: ['read'] }),
       stale.takeOver('state'),
@@ -240,7 +86,7 @@ describe('over sessions', () => {
 
   test('a take-over ends also what the same peer could write before', async () => {
     const site = await new Site().start();
-    const [leg] = site.clients.get('w1')!;
+    const [leg] = site.connection('w1').clients;
     const before = await site.until(leg.takeOver('state'));
     await site.until(leg.takeOver('state'));
     expect(await site.until(rejection(before.access.write(0, filled(1))))).toBe('ERR_HOLDFAST_KEY_INVALID');
@@ -281,7 +127,7 @@ describe('the register, for those who are no voters', () => {
     await (await site.open('w1')).close();
     const value = await site.stands();
     const standing = parseStanding(value)!;
-    const other = site.arbiters.get('w2')!;
+    const other = site.connection('w2').register(STATE);
     const attempts = [
       value.replace(/ w1 .*/, ` w1 ${standing.nonce} ${standing.change + 1}`).replace(' ab ', ' a '),
       value.replace(' w1 ', ' w2 '),
@@ -295,7 +141,7 @@ describe('the register, for those who are no voters', () => {
 
   test('is closed to strangers', async () => {
     const site = await new Site().start();
-    const stranger = site.arbiters.get('stranger')!;
+    const stranger = site.connection('stranger').register(STATE);
     expect(await site.until(rejection(stranger.compareAndSwap('', '')))).toBe('ERR_HOLDFAST_ACCESS');
     expect(await site.stands()).toBe('');
   });
@@ -307,12 +153,41 @@ describe('the register, for those who are no voters', () => {
     site.kill(0);
     expect(await site.stands()).toBe(value);
     site.cluster.node('tie').kill();
-    expect(await site.until(rejection(site.arbiters.get('w1')!.compareAndSwap('', '')))).toBe(
+    expect(await site.until(rejection(site.connection('w1').register(STATE).compareAndSwap('', '')))).toBe(
       'ERR_HOLDFAST_NO_MAJORITY',
     );
     const controller = new AbortController();
-    const given = rejection(site.arbiters.get('w1')!.compareAndSwap('', '', controller.signal));
+    const given = rejection(site.connection('w1').register(STATE).compareAndSwap('', '', controller.signal));
     controller.abort();
     expect(await site.until(given)).toBe('ERR_HOLDFAST_ABORTED');
+  });
+});
+
+describe('connecting', () => {
+  const key = new Uint8Array(32);
+  const address = (port: number) => ({ kind: 'tcp', host: 'localhost', port }) as const;
+  const peer = (name: string, port = 1) => ({ name, addresses: [address(port)] });
+  const base = { name: 'w1', clusterId: 'mirrored', key };
+
+  test('a mirror of one unit, without deciders, or with a node in two places is refused', async () => {
+    const attempts = [
+      { units: [{ unit: peer('a') }, { unit: peer('a') }] },
+      { units: [{ unit: peer('a') }, { unit: peer('b') }], deciders: [] },
+      { units: [{ unit: peer('a') }, { unit: peer('b'), manager: peer('a', 2) }] },
+      { units: [{ unit: peer('w1') }, { unit: peer('b') }] },
+    ] as const;
+    for (const attempt of attempts)
+      expect(await rejection(connectMirroredMemory({ ...base, ...attempt }))).toBe('ERR_HOLDFAST_BAD_ARGUMENT');
+  });
+
+  test('a node is one peer, whatever its parts are; the managers decide unless others are named', async () => {
+    const [a, b, m, tie] = [peer('a'), peer('b'), peer('m'), peer('tie')];
+    const units = [{ unit: a, manager: m }, { unit: b }] as const;
+    const peers = async (deciders?: (typeof a)[]) => {
+      await using memory = await connectMirroredMemory({ ...base, units, ...(deciders && { deciders }) });
+      return memory.node.links().map((link) => link.peer);
+    };
+    expect(await peers()).toEqual(['a', 'm', 'b']);
+    expect(await peers([m, b, tie])).toEqual(['a', 'm', 'b', 'tie']);
   });
 });

@@ -1,0 +1,160 @@
+/**
+ * A process that uses regions which lie in two units each: its place among the peers, a client for each unit, and the
+ * registers by way of those who decide them, in one.
+ */
+import { HoldfastError } from '../base/errors.ts';
+import { systemEnvironment } from '../base/system-environment.ts';
+import { createPeerNode } from '../peer/node.ts';
+import type { PeerNode } from '../peer/peer.ts';
+import type { ConnectMemoryOptions, MemoryPeer } from './connect-memory.ts';
+import { MemoryClient } from './manager-client.ts';
+import { openAccess } from './memory-session.ts';
+import { RemoteArbiter } from './mirror-decider.ts';
+import { managedLegs } from './mirror-legs.ts';
+import { MirroredAccess, type MirroredAccessOptions, type MirrorLegs } from './mirrored-access.ts';
+import { MirroredReader, type MirroredReaderOptions } from './mirrored-reader.ts';
+import { planeTransport } from './plane-transport.ts';
+
+/** One of the two units, and who manages it. */
+export interface MirroredUnit {
+  /** The node with the unit. */
+  readonly unit: MemoryPeer;
+  /** The node with the unit's manager, if it runs apart. */
+  readonly manager?: MemoryPeer;
+}
+
+/** Who this process is, and where the two units are. */
+export interface ConnectMirroredMemoryOptions extends Omit<ConnectMemoryOptions, 'unit' | 'manager'> {
+  /** In the same order for everybody who uses their regions: the registers call them `a` and `b`. */
+  readonly units: readonly [MirroredUnit, MirroredUnit];
+  /** Who is asked for the registers, in this order. Default: the managers of both units. */
+  readonly deciders?: readonly MemoryPeer[];
+}
+
+/** A region that lies in both units. */
+export interface MirroredRegion {
+  /** The region's name, the same in both units. */
+  readonly name: string;
+  /** Of its register: 32 hexadecimal digits. */
+  readonly registerId: string;
+}
+
+/** How a region is opened for writing: as MirroredAccessOptions, without what the connection knows. */
+export type OpenWriterOptions = Omit<MirroredAccessOptions, 'environment' | 'legs' | 'arbiter' | 'writer'>;
+
+/** How a region is opened for reading: as MirroredReaderOptions, without what the connection knows. */
+export type OpenReaderOptions = Omit<MirroredReaderOptions, 'clock' | 'legs' | 'arbiter'>;
+
+/**
+ * Joins the cluster under `name`, which the units' configurations must list, and keeps sessions with both units, their
+ * managers, and the deciders. What is asked of it waits until they are there. On a dedicated link the commands go over
+ * the units' data planes, where they have one.
+ *
+ * ```ts
+ * await using memory = await connectMirroredMemory({ name: 'till', clusterId, key, units: [{ unit: a }, { unit: b }] });
+ * await using orders = await memory.openWriter({ name: 'orders', registerId });
+ * await orders.write(0, [bytes], { persist: true });
+ * ```
+ *
+ * @throws HoldfastError ERR_HOLDFAST_BAD_ARGUMENT as `createPeerNode`; also if one unit is named twice, or one node with
+ *   different addresses.
+ */
+export async function connectMirroredMemory(options: ConnectMirroredMemoryOptions): Promise<MirroredMemoryConnection> {
+  const { environment = systemEnvironment, units, deciders = units.map(managerOf), ...self } = options;
+  if (units[0].unit.name === units[1].unit.name)
+    throw wrong(`${units[0].unit.name} is both units of the mirror; a mirror takes two`);
+  if (deciders.length === 0) throw wrong('nobody decides; name the nodes that are asked for the registers');
+  const peers = eachOnce([...units.flatMap((each) => [each.unit, managerOf(each)]), ...deciders]);
+  const node = createPeerNode({ ...self, environment, peers });
+  const connection = new MirroredMemoryConnection({ ...options, environment, deciders }, node);
+  await node.start();
+  return connection;
+}
+
+type Complete = ConnectMirroredMemoryOptions & Required<Pick<ConnectMirroredMemoryOptions, 'environment' | 'deciders'>>;
+
+/** Made by `connectMirroredMemory`. Closing it ends the sessions, and makes the keys void that they have got. */
+export class MirroredMemoryConnection implements AsyncDisposable {
+  readonly node: PeerNode;
+  /** One for each unit: to create, to grow, to say who may use a region; always in both. */
+  readonly clients: readonly [MemoryClient, MemoryClient];
+  readonly #options: Complete;
+
+  /** @internal */
+  constructor(options: Complete, node: PeerNode) {
+    const { clock } = options.environment;
+    const transport = options.link === 'dedicated' ? planeTransport(clock) : openAccess;
+    const clientOf = (each: MirroredUnit): MemoryClient =>
+      new MemoryClient({ node, clock, manager: managerOf(each).name, unit: each.unit.name, transport });
+    this.node = node;
+    this.clients = [clientOf(options.units[0]), clientOf(options.units[1])];
+    this.#options = options;
+  }
+
+  /**
+   * Takes the region over, and opens it for writing. Needs the right to read and to write all of it, in both units.
+   *
+   * @throws HoldfastError as MirroredAccess.open
+   */
+  openWriter(region: MirroredRegion, options: OpenWriterOptions = {}): Promise<MirroredAccess> {
+    const { environment } = this.#options;
+    const where = { legs: this.#legs(region), arbiter: this.register(region) };
+    return MirroredAccess.open({ ...options, ...where, environment, writer: this.node.name });
+  }
+
+  /**
+   * Opens the region for reading. Needs the right to read all of it, in both units.
+   *
+   * @throws HoldfastError as MirroredReader.open
+   */
+  openReader(region: MirroredRegion, options: OpenReaderOptions = {}): Promise<MirroredReader> {
+    const { clock } = this.#options.environment;
+    return MirroredReader.open({ ...options, legs: this.#legs(region), arbiter: this.register(region), clock });
+  }
+
+  /** The region's register, as the deciders answer for it. */
+  register({ registerId }: Pick<MirroredRegion, 'registerId'>): RemoteArbiter {
+    const { environment, deciders } = this.#options;
+    const names = deciders.map(({ name }) => name);
+    return new RemoteArbiter({ node: this.node, clock: environment.clock, registerId, deciders: names });
+  }
+
+  /** Ends the sessions. Idempotent. */
+  close(): Promise<void> {
+    return this.node.close();
+  }
+
+  /** Same as `close`, for `await using`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #legs({ name: region }: MirroredRegion): MirrorLegs {
+    const [first, second] = this.clients;
+    const [a, b] = this.#options.units;
+    return managedLegs([
+      { unit: a.unit.name, client: first, region },
+      { unit: b.unit.name, client: second, region },
+    ]);
+  }
+}
+
+function managerOf({ unit, manager = unit }: MirroredUnit): MemoryPeer {
+  return manager;
+}
+
+/** A node may be a unit, a manager and a decider; it is one peer. */
+function eachOnce(peers: readonly MemoryPeer[]): MemoryPeer[] {
+  const byName = new Map<string, MemoryPeer>();
+  for (const peer of peers) {
+    const known = byName.get(peer.name);
+    if (known !== undefined && JSON.stringify(known.addresses) !== JSON.stringify(peer.addresses))
+      throw wrong(`${peer.name} is named with different addresses; give it the same ones in each of its parts`);
+    byName.set(peer.name, peer);
+  }
+  return [...byName.values()];
+}
+
+function wrong(message: string): HoldfastError {
+  return new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', message);
+}
