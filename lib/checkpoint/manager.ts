@@ -157,6 +157,8 @@ export class MemoryManager implements AsyncDisposable {
   readonly #closed = new AbortController();
   #opened = false;
   #loaded: Loaded | undefined;
+  /** As it was durable last, also while it is being written or cannot be read. */
+  #known: Directory | undefined;
   /** The unit has begun anew since the directory was read: what it has is what counts. */
   #anew = false;
   /** The unit has the tables of the directory as it is. */
@@ -370,14 +372,20 @@ export class MemoryManager implements AsyncDisposable {
     });
   }
 
-  /** Whether there is such a region, as far as the directory is known now. */
+  /** Whether there is such a region, as far as the directory is known. */
   has(name: string): boolean {
-    return this.#loaded !== undefined && findRegion(this.#loaded.directory, name) !== undefined;
+    return this.#known !== undefined && findRegion(this.#known, name) !== undefined;
   }
 
-  /** Whether the peer has this right to all of the region, as far as the directory is known now. */
+  /**
+   * Whether the peer has this right to all of the region, as far as the directory is known.
+   *
+   * @throws HoldfastError ERR_HOLDFAST_BUSY as long as it has never been read.
+   */
   allows(peer: string, name: string, right: Right): boolean {
-    const region = this.#loaded && findRegion(this.#loaded.directory, name);
+    if (this.#known === undefined)
+      throw new HoldfastError('ERR_HOLDFAST_BUSY', 'the manager has not read its directory yet; ask later');
+    const region = findRegion(this.#known, name);
     return region !== undefined && mayUse(region, peer, [right], { base: 0, lengthBytes: region.sizeBytes });
   }
 
@@ -508,6 +516,7 @@ export class MemoryManager implements AsyncDisposable {
     const whole = withMemory(directory, this.#recordsBytes, sizeBytes);
     await pair.repair();
     if (whole.memoryBytes > directory.memoryBytes) await pair.write(this.#encode(whole));
+    this.#known = whole;
     return { pair, directory: whole };
   }
 
@@ -530,6 +539,7 @@ export class MemoryManager implements AsyncDisposable {
     this.#loaded = undefined;
     await pair.write(payload);
     this.#loaded = { pair, directory: next };
+    this.#known = next;
   }
 
   #encode(directory: Directory): Uint8Array {

@@ -44,7 +44,7 @@ export interface DecidedRegister {
   /** 32 hexadecimal digits. */
   readonly registerId: string;
   readonly arbiter: Arbiter;
-  /** Whether the peer has the right to all of the region. */
+  /** Whether the peer has the right to all of the region. Throws ERR_HOLDFAST_BUSY if that is not known yet. */
   readonly allows: (peer: string, right: Right) => boolean;
 }
 

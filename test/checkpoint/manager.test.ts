@@ -420,3 +420,26 @@ describe('what fails', () => {
     await manager.close();
   });
 });
+
+describe('what a peer may, asked without a turn', () => {
+  test('is known also while the directory is being written', async () => {
+    await manager.create('ann', { name: 'log', sizeBytes: 64 * KIB });
+    const answers = new Set<boolean>();
+    let isOver = false;
+    const written = manager.allow('ann', { name: 'log', peer: 'ben', rights: [...READ] }).then(() => {
+      isOver = true;
+    });
+    while (!isOver) {
+      answers.add(manager.allows('ann', 'log', 'write') && manager.has('log'));
+      await Promise.resolve();
+    }
+    await written;
+    expect([...answers]).toEqual([true]);
+    expect([manager.allows('ben', 'log', 'read'), manager.allows('ben', 'log', 'write')]).toEqual([true, false]);
+  });
+
+  test('is not said before the directory has been read', () => {
+    const early = new MemoryManager({ environment: { random: new SimulatedRandom(1, 'early') }, control });
+    expect(() => early.allows('ann', 'log', 'read')).toThrow(rejects('ERR_HOLDFAST_BUSY'));
+  });
+});
