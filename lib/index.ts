@@ -131,6 +131,7 @@ export type {
   UnitControl,
 } from './checkpoint/unit-control.ts';
 export { mappedMemory, type UnitMemory } from './checkpoint/unit-memory.ts';
+export { VOTER_FILE_BYTES, VoterFile, type VoterFileOwner } from './coherency/voter-file.ts';
 export type { ControllerEvent, ControllerStatus, Role } from './mirror/controller.ts';
 export type { Problem } from './mirror/meeting.ts';
 export type { MemberStore } from './mirror/member-store.ts';
@@ -139,7 +140,6 @@ export type { ResyncProgress } from './mirror/resync.ts';
 export type { CopyState, OnLostPeer } from './mirror/standing.ts';
 export type { DataState, MemberIndex, MemberRecord, View, ViewId } from './mirror/view.ts';
 export { MirroredVolume, type MirroredVolumeOptions } from './mirror/volume.ts';
-export { VOTER_FILE_BYTES, VoterFile, type VoterFileOwner } from './mirror/voter-file.ts';
 export type { NbdExport, NbdExportStats } from './nbd/export.ts';
 export { type ConnectNbdOptions, connectNbd } from './nbd/nbd-device.ts';
 export {

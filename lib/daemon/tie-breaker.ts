@@ -3,7 +3,7 @@
  * opening. It never proposes; it answers the members, each time after its state is durable.
  */
 import { HoldfastError, isHoldfastError } from '../base/errors.ts';
-import { VOTER_FILE_BYTES, VoterFile, type VoterFileOwner } from '../mirror/voter-file.ts';
+import { VOTER_FILE_BYTES, VoterFile, type VoterFileOwner } from '../coherency/voter-file.ts';
 import type { PeerNode } from '../peer/peer.ts';
 import { RegisterService } from '../peer/register-service.ts';
 import type { BlockDevice } from '../storage/block-device.ts';
@@ -24,7 +24,7 @@ function stateFileOf(volume: VolumeConfig): string {
 }
 
 function ownerOf(config: NodeConfig, volume: VolumeConfig): VoterFileOwner {
-  return { volumeId: volumeIdOf(volume), nodeName: config.name };
+  return { registerId: volumeIdOf(volume), nodeName: config.name };
 }
 
 /**

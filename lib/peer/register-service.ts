@@ -74,7 +74,7 @@ export const acceptMethod: Method<z.infer<typeof acceptQuestion>, AcceptAnswer> 
 
 /** Whose vote it is, about what, among whom, and where it is kept. */
 export interface VoterOptions {
-  /** 32 hex digits: the volume's identifier. */
+  /** 32 hex digits: the identifier of the volume or of the mirrored region. */
   readonly registerId: string;
   /** Names of the nodes that vote, in the same order everywhere. */
   readonly voters: readonly string[];
@@ -219,13 +219,13 @@ export class RegisterService {
     if (voter === undefined || !voter.voters.includes(asker)) {
       throw new HoldfastError(
         'ERR_HOLDFAST_NO_SUCH_VOLUME',
-        `${this.#node.name} is no voter of register ${register} for ${asker}; check the volume's id, members and tie-breaker on both`,
+        `${this.#node.name} is no voter of register ${register} for ${asker}; check the id, the members or units, and the tie-breaker on both`,
       );
     }
     if (voters.join() !== voter.voters.join()) {
       throw new HoldfastError(
         'ERR_HOLDFAST_SETTINGS_DIFFER',
-        `${asker} names ${voters.join(', ')} as the voters, and ${this.#node.name} names ${voter.voters.join(', ')}; give both the same members and tie-breaker`,
+        `${asker} names ${voters.join(', ')} as the voters, and ${this.#node.name} names ${voter.voters.join(', ')}; give both the same members or units, and tie-breaker`,
       );
     }
     if (voters[ballot.node] !== asker)

@@ -1,6 +1,6 @@
 /** The tie-breaker in the simulation: a machine that only votes, with its state in a small file. */
 import { isHoldfastError } from '../base/errors.ts';
-import { VOTER_FILE_BYTES, VoterFile } from '../mirror/voter-file.ts';
+import { VOTER_FILE_BYTES, VoterFile } from '../coherency/voter-file.ts';
 import { RegisterService } from '../peer/register-service.ts';
 import type { BlockDevice } from '../storage/block-device.ts';
 import { OPERATOR_DELAY_MS, SimulatedMachine, VOLUME_ID } from './simulated-machine.ts';
@@ -38,7 +38,7 @@ export class SimulatedTieBreaker extends SimulatedMachine {
     else this.world.fail(`${this.name} does not start: ${error instanceof Error ? error.stack : String(error)}`);
   }
 
-  get #owner(): { volumeId: string; nodeName: string } {
-    return { volumeId: VOLUME_ID, nodeName: this.name };
+  get #owner(): { registerId: string; nodeName: string } {
+    return { registerId: VOLUME_ID, nodeName: this.name };
   }
 }

@@ -5,13 +5,13 @@
 
 import type { Environment } from '../../lib/base/environment.ts';
 import { HoldfastError } from '../../lib/base/errors.ts';
+import { VoterFile } from '../../lib/coherency/voter-file.ts';
 import type { MemberStore } from '../../lib/mirror/member-store.ts';
 import { Metadata } from '../../lib/mirror/metadata.ts';
 import type { PolicingMessage } from '../../lib/mirror/policing-wire.ts';
 import type { OnLostPeer } from '../../lib/mirror/standing.ts';
 import { decodeView, type MemberRecord, type View } from '../../lib/mirror/view.ts';
 import { MirroredVolume } from '../../lib/mirror/volume.ts';
-import { VoterFile } from '../../lib/mirror/voter-file.ts';
 import type { Arbiter, VoterStore } from '../../lib/peer/arbiter.ts';
 import { createPeerNode } from '../../lib/peer/node.ts';
 import type { Method, PeerNode, RequestHandler } from '../../lib/peer/peer.ts';
@@ -78,7 +78,7 @@ export class Pair {
 
   async #formatTieBreaker(): Promise<void> {
     const device = this.#disks.get('c')!.open();
-    await this.until(VoterFile.create(device, { volumeId: VOLUME_ID, nodeName: 'c' }).then(() => device.close()));
+    await this.until(VoterFile.create(device, { registerId: VOLUME_ID, nodeName: 'c' }).then(() => device.close()));
   }
 
   /** The third voter. */
@@ -86,7 +86,7 @@ export class Pair {
     this.say('-- c, the tie-breaker, starts');
     const { process, environment } = this.#running('c');
     const device = this.#disks.get('c')!.open({ run: (answer) => process.run(answer) });
-    const store = await this.until(VoterFile.open(device, { volumeId: VOLUME_ID, nodeName: 'c' }));
+    const store = await this.until(VoterFile.open(device, { registerId: VOLUME_ID, nodeName: 'c' }));
     const node = this.#newNode('c', environment);
     RegisterService.of(node).add({ registerId: VOLUME_ID, voters: VOTERS, self: 2, store });
     this.#nodes.set('c', node);

@@ -6,13 +6,13 @@ import {
   type StoredVoter,
   VOTER_FILE_BYTES,
   VoterFile,
-} from '../../lib/mirror/voter-file.ts';
+} from '../../lib/coherency/voter-file.ts';
 import { NEW_VOTER } from '../../lib/peer/arbiter.ts';
 import { FaultPlan, FaultyDevice } from '../../lib/storage/faulty-device.ts';
 import { MemoryDevice } from '../../lib/storage/memory-device.ts';
 import { SuperblockPair } from '../../lib/storage/superblock-pair.ts';
 
-const owner = { volumeId: '00112233445566778899aabbccddeeff', nodeName: 'tie' };
+const owner = { registerId: '00112233445566778899aabbccddeeff', nodeName: 'tie' };
 const state = { promised: { counter: 0x0102_0304_0506, node: 1 }, accepted: { counter: 7, node: 0 }, value: 'view 3' };
 const stored: StoredVoter = { ...owner, state };
 const SECOND = VOTER_FILE_BYTES - 4096;
@@ -63,13 +63,13 @@ test('a new file has promised nothing; what is written is read back', async () =
   expect((await VoterFile.open(device, owner)).voter).toEqual(state);
 });
 
-test('the state of another volume or another node is not gone by, nor touched', async () => {
+test('the state of another register or another node is not gone by, nor touched', async () => {
   const device = await newFile();
   await device.write(100, Uint8Array.of(1));
   const before = new Uint8Array(VOTER_FILE_BYTES);
   await device.read(0, before);
-  const otherVolume = VoterFile.open(device, { ...owner, volumeId: 'f'.repeat(32) });
-  await expect(otherVolume).rejects.toEqual(withCode('MISMATCH', /the volume is 0011.* there, not ffff/));
+  const otherRegister = VoterFile.open(device, { ...owner, registerId: 'f'.repeat(32) });
+  await expect(otherRegister).rejects.toEqual(withCode('MISMATCH', /the register is 0011.* there, not ffff/));
   const otherNode = VoterFile.open(device, { ...owner, nodeName: 'other' });
   await expect(otherNode).rejects.toEqual(withCode('MISMATCH', /the node is tie there, not other/));
   const after = new Uint8Array(VOTER_FILE_BYTES);

@@ -1,12 +1,13 @@
 /**
- * VoterFile: what a tie-breaker holds of a volume, in a small file of its own: a superblock pair of 4 KiB copies, the
- * first at 0, the second at 60 KiB, with the voter's state as payload. Format name "tie-breaker"; this payload is its
- * version 1. It is bound to the volume and to the node: another volume's or another voter's state is never gone by.
+ * VoterFile: what a voter holds of a register (that of a volume, or of a mirrored region), in a small file of its own: a
+ * superblock pair of 4 KiB copies, the first at 0, the second at 60 KiB, with the voter's state as payload. Format name
+ * "tie-breaker"; this payload is its version 1. It is bound to the register and to the node: another register's or
+ * another voter's state is never gone by.
  *
- * Little-endian. The volume's identifier is 16 raw bytes.
+ * Little-endian. The register's identifier is 16 raw bytes; a volume's register has the volume's identifier.
  *
  *   offset  size  field
- *        0    16  volume identifier
+ *        0    16  register identifier
  *       16     8  promised ballot: counter
  *       24     8  accepted ballot: counter
  *       32     1  promised ballot: node, 0 to 15
@@ -32,9 +33,9 @@ const NAME_MAX_BYTES = 64;
 
 /** Whose file it is. */
 export interface VoterFileOwner {
-  /** 32 hex digits. */
-  readonly volumeId: string;
-  /** Of the tie-breaker's node. */
+  /** 32 hexadecimal digits. */
+  readonly registerId: string;
+  /** Of the voter's node. */
   readonly nodeName: string;
 }
 
@@ -42,12 +43,12 @@ export interface StoredVoter extends VoterFileOwner {
   readonly state: VoterState;
 }
 
-export function encodeVoter({ volumeId, nodeName, state }: StoredVoter): Uint8Array {
+export function encodeVoter({ registerId, nodeName, state }: StoredVoter): Uint8Array {
   checkValue(state.value);
   if (!isValue(nodeName) || nodeName.length > NAME_MAX_BYTES)
     throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `a node's name has at most ${NAME_MAX_BYTES} characters`);
   const bytes = Buffer.alloc(PAYLOAD_BYTES);
-  bytes.write(volumeId, 0, 'hex');
+  bytes.write(registerId, 0, 'hex');
   bytes.writeBigUInt64LE(BigInt(state.promised.counter), 16);
   bytes.writeBigUInt64LE(BigInt(state.accepted.counter), 24);
   bytes.writeUInt8(state.promised.node, 32);
@@ -67,7 +68,7 @@ export function decodeVoter(payload: Uint8Array): StoredVoter {
   const accepted = readBallot(bytes, 24, 33);
   if (compareBallots(accepted, promised) > 0) throw damaged('it has accepted more than it has promised');
   const state = { promised, accepted, value: readText(bytes, 34, VALUE_MAX_BYTES) };
-  return { volumeId: bytes.toString('hex', 0, 16), nodeName: readText(bytes, 164, NAME_MAX_BYTES), state };
+  return { registerId: bytes.toString('hex', 0, 16), nodeName: readText(bytes, 164, NAME_MAX_BYTES), state };
 }
 
 function readBallot(bytes: Buffer, counterAt: number, nodeAt: number): Ballot {
@@ -87,14 +88,14 @@ function readText(bytes: Buffer, at: number, maxBytes: number): string {
 
 /** A voter that has forgotten must not simply begin again: what it promised is what the others build on. */
 const ANEW =
-  'only while both members of the volume are up to date and in session, make it anew: holdfast create with --overwrite';
+  'only while both copies are up to date and the other voters are in session, make it anew (docs/config.md has how)';
 
 function damaged(what: string): HoldfastError {
-  const message = `the tie-breaker's state cannot be right although its checksum is: ${what}; ${ANEW}`;
+  const message = `the voter's state cannot be right although its checksum is: ${what}; ${ANEW}`;
   return new HoldfastError('ERR_HOLDFAST_METADATA_DAMAGED', message);
 }
 
-/** A tie-breaker's vote about one volume, durable in a file. The head of lib/mirror/voter-file.ts has the layout. */
+/** A node's vote about one register, durable in a file. The head of lib/coherency/voter-file.ts has the layout. */
 export class VoterFile implements VoterStore {
   readonly #pair: SuperblockPair;
   readonly #owner: VoterFileOwner;
@@ -114,7 +115,7 @@ export class VoterFile implements VoterStore {
   /**
    * Reads the state, and mends the file if one of its copies was damaged.
    *
-   * @throws HoldfastError ERR_HOLDFAST_METADATA_MISMATCH if it is another volume's or another node's; ..._MISSING,
+   * @throws HoldfastError ERR_HOLDFAST_METADATA_MISMATCH if it is another register's or another node's; ..._MISSING,
    *   ..._DAMAGED, ..._VERSION as SuperblockPair.open; then nothing has been changed.
    */
   static async open(device: BlockDevice, owner: VoterFileOwner): Promise<VoterFile> {
@@ -140,27 +141,27 @@ async function openPair(device: BlockDevice): Promise<SuperblockPair> {
   if (device.geometry.sizeBytes < VOTER_FILE_BYTES)
     throw new HoldfastError(
       'ERR_HOLDFAST_METADATA_MISSING',
-      `${device.name} has ${device.geometry.sizeBytes} bytes, too few for a tie-breaker's state; check that it is the right file`,
+      `${device.name} has ${device.geometry.sizeBytes} bytes, too few for a voter's state; check that it is the right file`,
     );
   try {
     return await SuperblockPair.open(device, FORMAT, LAYOUT);
   } catch (error) {
     if (!isHoldfastError(error, 'ERR_HOLDFAST_METADATA_DAMAGED')) throw error;
-    const message = `${device.name}: neither copy of the tie-breaker's state is whole; ${ANEW}`;
+    const message = `${device.name}: neither copy of the voter's state is whole; ${ANEW}`;
     throw new HoldfastError('ERR_HOLDFAST_METADATA_DAMAGED', message, { cause: error });
   }
 }
 
 function checkOwner(device: BlockDevice, stored: StoredVoter, owner: VoterFileOwner): void {
   const checks = [
-    ['the volume', stored.volumeId, owner.volumeId],
+    ['the register', stored.registerId, owner.registerId],
     ['the node', stored.nodeName, owner.nodeName],
   ] as const;
   for (const [what, found, wanted] of checks) {
     if (found === wanted) continue;
     throw new HoldfastError(
       'ERR_HOLDFAST_METADATA_MISMATCH',
-      `the tie-breaker's state in ${device.name} belongs to another: ${what} is ${found} there, not ${wanted}; check the path, nothing was changed`,
+      `the voter's state in ${device.name} belongs to another: ${what} is ${found} there, not ${wanted}; check the path, nothing was changed`,
     );
   }
 }

@@ -1,14 +1,14 @@
-/** A tie-breaker's file through every crash state of a short life, by the crash recorder. */
+/** A voter's file through every crash state of a short life, by the crash recorder. */
 import { expect, onTestFinished, test } from 'vitest';
 import { isHoldfastError } from '../../lib/base/errors.ts';
 import { plantBug } from '../../lib/base/planted-bug.ts';
-import { VOTER_FILE_BYTES, VoterFile } from '../../lib/mirror/voter-file.ts';
+import { VOTER_FILE_BYTES, VoterFile } from '../../lib/coherency/voter-file.ts';
 import { NEW_VOTER, type VoterState } from '../../lib/peer/arbiter.ts';
 import type { BlockDevice } from '../../lib/storage/block-device.ts';
 import { MemoryDevice } from '../../lib/storage/memory-device.ts';
 import { CrashRecorder, type CrashReport } from '../../lib/testing/crash-recorder.ts';
 
-const owner = { volumeId: '00112233445566778899aabbccddeeff', nodeName: 'tie' };
+const owner = { registerId: '00112233445566778899aabbccddeeff', nodeName: 'tie' };
 const COPIES = [0, VOTER_FILE_BYTES - 4096];
 
 /** A promise, then what was accepted under it; and so on. */
