@@ -129,10 +129,10 @@ export class MirroredMemoryConnection implements AsyncDisposable {
     return this.close();
   }
 
-  #legs({ name: region }: MirroredRegion): MirrorLegs {
+  #legs({ name: region, registerId }: MirroredRegion): MirrorLegs {
     const [first, second] = this.clients;
     const [a, b] = this.#options.units;
-    return managedLegs([
+    return managedLegs(registerId, [
       { unit: a.unit.name, client: first, region },
       { unit: b.unit.name, client: second, region },
     ]);

@@ -17,6 +17,7 @@ import {
   deleteMethod,
   denyMethod,
   growMethod,
+  type LegPlace,
   listMethod,
   type OpenRequest,
   openMethod,
@@ -57,6 +58,8 @@ export interface OpenOptions extends ClientOptions {
   readonly rights?: readonly Right[];
   /** Default: all of the region. */
   readonly range?: AddressRange;
+  /** As a leg of a mirrored region: `managedLegs` says so. */
+  readonly mirrored?: LegPlace;
 }
 
 /** Who, what, where. */
@@ -166,10 +169,11 @@ export class MemoryClient {
   async #open(
     method: Method<OpenRequest | TakeOverRequest, AddressContext>,
     name: string,
-    { rights = ['read', 'write'], range, signal }: OpenOptions,
+    { rights = ['read', 'write'], range, mirrored, signal }: OpenOptions,
     purpose: Pick<TakeOverRequest, 'rebuild'> = {},
   ): Promise<OpenedRegion> {
-    const request: TakeOverRequest = { name, rights: [...rights], ...(range && { range }), ...purpose };
+    const where = { ...(range && { range }), ...(mirrored && { mirrored }) };
+    const request: TakeOverRequest = { name, rights: [...rights], ...where, ...purpose };
     for (let tries = 1; ; tries += 1) {
       const session = await this.#session(this.#options.unit, signal);
       try {

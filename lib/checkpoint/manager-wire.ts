@@ -52,9 +52,14 @@ const context: z.ZodType<AddressContext> = z.strictObject({
   epoch,
 });
 
+const legPlace = z.strictObject({ register: hex, leg: z.union([z.literal(0), z.literal(1)]) });
+/** Which leg of which mirrored region a region is, by the one who asks for it. */
+export interface LegPlace extends z.infer<typeof legPlace> {}
+
 export const createRequest = z.strictObject({ name, sizeBytes });
-export const openRequest = z.strictObject({ name, rights, range: range.optional() });
-/** `rebuild`: of a leg of a mirrored region, by the one who rebuilds it. */
+/** `mirrored`: as a leg. A region that is one is not opened otherwise, and no other one is opened so. */
+export const openRequest = z.strictObject({ name, rights, range: range.optional(), mirrored: legPlace.optional() });
+/** `rebuild`: of a leg, by the one who rebuilds it. */
 export const takeOverRequest = openRequest.extend({ rebuild: z.literal(true).optional() });
 export const growRequest = z.strictObject({ name, sizeBytes });
 export const listRequest = z.strictObject({ after: name.optional() });

@@ -37,6 +37,7 @@ import {
   type GrowRequest,
   growMethod,
   growRequest,
+  type LegPlace,
   LIST_PAGE_MAX,
   type ListRequest,
   listMethod,
@@ -99,12 +100,14 @@ export interface ManagerAuditEvent {
   readonly reason: string;
 }
 
-/** Who is about to get a key, to what, for what. */
+/** Who is about to get a key, or to create or delete a region; which one, for what. */
 export interface Admission {
   /** Name of the region. */
   readonly region: string;
   readonly peer: string;
-  readonly purpose: 'read' | 'write' | 'take-over' | 'rebuild';
+  readonly purpose: 'read' | 'write' | 'take-over' | 'rebuild' | 'create' | 'delete';
+  /** Who asks for a key takes the region for this leg of a mirrored one. */
+  readonly place: LegPlace | undefined;
   readonly signal: AbortSignal;
 }
 
@@ -124,7 +127,8 @@ export interface MemoryManagerOptions {
   readonly audit?: (event: ManagerAuditEvent) => void;
   /**
    * Asked in the operation's turn, before anything is changed or given; throws to refuse. True: the region is a leg of a
-   * mirrored one (mirror-admission.ts), and a take-over also ends the peer's own former keys.
+   * mirrored one (mirror-admission.ts): a take-over also ends the peer's own former keys. False: it is no such leg, and
+   * is not opened as one.
    */
   readonly admit?: (admission: Admission) => Promise<boolean>;
 }
@@ -263,7 +267,9 @@ export class MemoryManager implements AsyncDisposable {
       const directory = this.#directory();
       this.#checkQuota(peer, directory, 1, sizeBytes);
       const region = { id: this.#randomId(), name, owner: peer, sizeBytes };
-      await this.#change(withRegion(directory, this.#recordsBytes, region));
+      const next = withRegion(directory, this.#recordsBytes, region);
+      await this.#admit({ peer, region: name, purpose: 'create' });
+      await this.#change(next);
       await this.#settle();
       this.#audit({ peer, event: 'created', region: name, reason: `${sizeBytes} bytes` });
       return infoOf(this.#region(name));
@@ -275,7 +281,7 @@ export class MemoryManager implements AsyncDisposable {
     const asked = valid(openRequest.safeParse(request));
     return this.#operate({ peer, region: asked.name }, async () => {
       const { region, range } = this.#usable(peer, asked);
-      await this.#admit(peer, asked.name, asked.rights.includes('write') ? 'write' : 'read');
+      await this.#admitKey(peer, asked, asked.rights.includes('write') ? 'write' : 'read');
       const context = await this.#grant(peer, region, asked.rights, range);
       this.#audit({ peer, event: 'opened', region: region.name, reason: inWords(asked.rights, range) });
       return context;
@@ -320,6 +326,7 @@ export class MemoryManager implements AsyncDisposable {
     const { name } = valid(nameRequest.safeParse(request));
     return this.#operate({ peer, region: name }, async () => {
       const region = this.#changeable(peer, name);
+      await this.#admit({ peer, region: name, purpose: 'delete' });
       this.#owe({ region: region.id });
       await this.#change(withoutRegion(this.#directory(), region));
       await this.#settle();
@@ -361,7 +368,7 @@ export class MemoryManager implements AsyncDisposable {
       // It ends the writing of all others, everywhere in the region.
       if (!mayUse(region, peer, ['write'], { base: 0, lengthBytes: region.sizeBytes }))
         throw refusal(peer, region.name, 'may not write all of it, and so not take it over');
-      const isLeg = await this.#admit(peer, asked.name, asked.rebuild === true ? 'rebuild' : 'take-over');
+      const isLeg = await this.#admitKey(peer, asked, asked.rebuild === true ? 'rebuild' : 'take-over');
       const next = takenOver(this.#directory(), region);
       this.#owe({ region: region.id, right: 'write', ...(isLeg ? {} : { exceptPeer: peer }) });
       await this.#commit(next);
@@ -449,9 +456,23 @@ export class MemoryManager implements AsyncDisposable {
       );
   }
 
-  async #admit(peer: string, region: string, purpose: Admission['purpose']): Promise<boolean> {
+  /** Whether the region is a leg of a mirrored one. */
+  async #admitKey(
+    peer: string,
+    { name: region, mirrored: place }: OpenRequest,
+    purpose: Admission['purpose'],
+  ): Promise<boolean> {
+    const isLeg = await this.#admit({ peer, region, purpose, place });
+    if (isLeg || place === undefined) return isLeg;
+    throw new HoldfastError(
+      'ERR_HOLDFAST_SETTINGS_DIFFER',
+      `${region} is not mirrored here; name it among the mirrored regions in the configuration of its manager`,
+    );
+  }
+
+  async #admit(admission: Omit<Admission, 'signal' | 'place'> & Partial<Admission>): Promise<boolean> {
     const { admit } = this.#options;
-    return admit !== undefined && (await admit({ region, peer, purpose, signal: this.#closed.signal }));
+    return (await admit?.({ place: undefined, ...admission, signal: this.#closed.signal })) ?? false;
   }
 
   // The unit

@@ -1,5 +1,5 @@
 /** The legs of a mirrored region, as the managers of its two units let this peer in. */
-import type { MemoryClient, OpenedRegion } from './manager-client.ts';
+import type { MemoryClient, OpenedRegion, OpenOptions } from './manager-client.ts';
 import type { LegPurpose } from './mirror-standing.ts';
 import type { MirrorLegs } from './mirrored-access.ts';
 
@@ -12,21 +12,28 @@ export interface ManagedLeg {
   readonly region: string;
 }
 
-/** Both units of a mirrored region, each through the client of its manager. */
-export function managedLegs(legs: readonly [ManagedLeg, ManagedLeg]): MirrorLegs {
+/**
+ * Both units of a mirrored region, each through the client of its manager.
+ *
+ * @param registerId of the region's register: a manager that has the region for another one's, or as the other leg, refuses.
+ */
+export function managedLegs(registerId: string, legs: readonly [ManagedLeg, ManagedLeg]): MirrorLegs {
   return {
     units: [legs[0].unit, legs[1].unit],
-    open: async (leg, purpose, signal) => (await openLeg(legs[leg], purpose, signal)).access,
+    open: async (leg, purpose, signal) => {
+      const mirrored = { register: registerId, leg };
+      return (await openLeg(legs[leg], purpose, { mirrored, signal })).access;
+    },
   };
 }
 
-function openLeg({ client, region }: ManagedLeg, purpose: LegPurpose, signal: AbortSignal): Promise<OpenedRegion> {
+function openLeg({ client, region }: ManagedLeg, purpose: LegPurpose, options: OpenOptions): Promise<OpenedRegion> {
   switch (purpose) {
     case 'take-over':
-      return client.takeOver(region, { signal });
+      return client.takeOver(region, options);
     case 'rebuild':
-      return client.rebuild(region, { signal });
+      return client.rebuild(region, options);
     case 'read':
-      return client.open(region, { signal, rights: ['read'] });
+      return client.open(region, { ...options, rights: ['read'] });
   }
 }

@@ -43,9 +43,7 @@ export class MirroredSite {
   readonly cluster = new SimulatedCluster({ seed: 3, names: [...VOTERS, ...CLIENTS] });
   readonly regions: readonly MirroredRegion[];
   readonly units = new Map<string, MemoryUnit>();
-  readonly #memories = UNITS.map(
-    (name) => new SimulatedMemory({ random: new SimulatedRandom(3, name), sizeBytes: 4 * MIB }),
-  );
+  readonly #memories = UNITS.map(newMemory);
   readonly #votes = new Map<string, Kept>();
   readonly #connections = new Map<string, MirroredMemoryConnection>();
 
@@ -81,7 +79,7 @@ export class MirroredSite {
     const manager = new MemoryManager({
       environment,
       control: unit,
-      admit: admitByRegister(decided.map(({ name: region, arbiter }) => ({ region, leg, arbiter }))),
+      admit: admitByRegister(decided.map(({ name: region, ...register }) => ({ ...register, region, leg }))),
     });
     manager.serve(node);
     serveRegisters(
@@ -110,6 +108,12 @@ export class MirroredSite {
   kill(leg: Leg): void {
     this.cluster.node(UNITS[leg]).kill();
     this.#memories[leg]!.crash();
+  }
+
+  /** As `kill`; and all that the unit has had is lost. */
+  replace(leg: Leg): void {
+    this.kill(leg);
+    this.#memories[leg] = newMemory(UNITS[leg]);
   }
 
   open(name: ClientName, region = STATE): Promise<MirroredAccess> {
@@ -172,6 +176,10 @@ export class MirroredSite {
       ],
     });
   }
+}
+
+function newMemory(unit: string): SimulatedMemory {
+  return new SimulatedMemory({ random: new SimulatedRandom(3, unit), sizeBytes: 4 * MIB });
 }
 
 function addressOf(host: string) {

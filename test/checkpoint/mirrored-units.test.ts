@@ -7,7 +7,7 @@ import { parseStanding } from '../../lib/checkpoint/mirror-standing.ts';
 import type { MirroredAccess } from '../../lib/checkpoint/mirrored-access.ts';
 import { formatCheckpointRegion } from '../../lib/checkpoint/region-record.ts';
 import { codeOf } from './mirror-stage.ts';
-import { MirroredSite as Site, STATE } from './mirrored-site.ts';
+import { REGION_BYTES, MirroredSite as Site, STATE } from './mirrored-site.ts';
 
 async function rejection(promise: Promise<unknown>): Promise<string> {
   return promise.then(
@@ -63,11 +63,12 @@ describe('over sessions', () => {
     await access.close();
     await site.startUnit(1);
     const [, stale] = site.connection('w2').clients;
+    const mirrored = { register: STATE.registerId, leg: 1 } as const;
     const asked = [
-      stale.open('state', { rights: ['read'] }),
-      stale.takeOver('state'),
-      stale.open('state', { rights: ['read', 'write'] }),
-      stale.rebuild('state'),
+      stale.open('state', { mirrored, rights: ['read'] }),
+      stale.takeOver('state', { mirrored }),
+      stale.open('state', { mirrored, rights: ['read', 'write'] }),
+      stale.rebuild('state', { mirrored }),
     ];
     const codes = await site.until(Promise.all(asked.map(rejection)));
     expect(codes).toEqual([
@@ -87,9 +88,68 @@ describe('over sessions', () => {
   test('a take-over ends also what the same peer could write before', async () => {
     const site = await new Site().start();
     const [leg] = site.connection('w1').clients;
-    const before = await site.until(leg.takeOver('state'));
-    await site.until(leg.takeOver('state'));
+    const mirrored = { register: STATE.registerId, leg: 0 } as const;
+    const before = await site.until(leg.takeOver('state', { mirrored }));
+    await site.until(leg.takeOver('state', { mirrored }));
     expect(await site.until(rejection(before.access.write(0, filled(1))))).toBe('ERR_HOLDFAST_KEY_INVALID');
+  });
+});
+
+describe('what a mirror could be broken by', () => {
+  const codes = (site: Site, asked: readonly Promise<unknown>[]) => site.until(Promise.all(asked.map(rejection)));
+
+  test('one unit alone is not used, nor by a client that has the units or the register mixed up', async () => {
+    const site = await new Site().start();
+    const [unit] = site.connection('w1').clients;
+    expect(await codes(site, [unit.takeOver('state'), unit.open('state', { rights: ['read'] })])).toEqual([
+      'ERR_HOLDFAST_ACCESS',
+      'ERR_HOLDFAST_ACCESS',
+    ]);
+    const mixedUp = [
+      { register: STATE.registerId, leg: 1 },
+      { register: 'e'.repeat(32), leg: 0 },
+    ] as const;
+    expect(
+      await codes(
+        site,
+        mixedUp.map((mirrored) => unit.takeOver('state', { mirrored })),
+      ),
+    ).toEqual(['ERR_HOLDFAST_SETTINGS_DIFFER', 'ERR_HOLDFAST_SETTINGS_DIFFER']);
+    expect(await site.stands()).toBe('');
+  });
+
+  test('a region that lies in one unit only is not opened as a leg', async () => {
+    const site = await new Site().start();
+    const [unit] = site.connection('w1').clients;
+    await site.until(unit.create('own', 4096));
+    const mirrored = { register: STATE.registerId, leg: 0 } as const;
+    expect(await codes(site, [unit.takeOver('own', { mirrored })])).toEqual(['ERR_HOLDFAST_SETTINGS_DIFFER']);
+    await site.until(unit.takeOver('own'));
+  });
+
+  test('a leg in sync is not deleted, and once its unit has lost it no blank one takes its place', async () => {
+    const site = await new Site().start();
+    const [first, second] = site.connection('w1').clients;
+    await site.until(second.delete('state'));
+    await site.until(second.create('state', REGION_BYTES));
+    const access = await site.open('w1');
+    await site.until(access.write(0, filled(1), { persist: true }));
+    await access.close();
+    expect(await codes(site, [first.delete('state'), second.delete('state')])).toEqual([
+      'ERR_HOLDFAST_REFUSED',
+      'ERR_HOLDFAST_REFUSED',
+    ]);
+    site.replace(1);
+    await site.pass(10_000);
+    await site.startUnit(1, true);
+    expect(await codes(site, [second.create('state', REGION_BYTES)])).toEqual(['ERR_HOLDFAST_REFUSED']);
+    const again = await site.open('w1');
+    expect(parseStanding(await site.stands())).toMatchObject({ inSync: 1 });
+    await site.until(second.create('state', REGION_BYTES));
+    await site.inSync(again);
+    site.kill(0);
+    await site.until(again.write(4096, filled(2), { persist: true }));
+    expect(await firstByte(site, again, 0)).toBe(1);
   });
 });
 
