@@ -24,6 +24,7 @@ export const PLANTED_REGION_BUGS = [
   'acknowledged-before-swap',
   'stale-leg-admitted',
   'take-over-without-compare',
+  'mirror-read-not-persisted',
 ] as const;
 
 /** Those of checkpoints: the exploration of store orders and the races of writer and reader find them. */

@@ -46,6 +46,8 @@ export interface MirrorLegs {
    * (`admits` in mirror-standing.ts) before it lets anyone in, and lets in one at a time.
    */
   open(leg: Leg, purpose: LegPurpose, signal: AbortSignal): Promise<RegionAccess>;
+  /** What was opened to read is not used any more: its key may be given back. */
+  release?(access: RegionAccess): void;
 }
 
 /** Which leg, and how far it is. */

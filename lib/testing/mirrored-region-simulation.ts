@@ -246,7 +246,6 @@ class MirroredRegionSimulation {
     const operation = this.#histories.begin('read', word);
     const bytes = new Uint8Array(WORD_BYTES);
     await reader.read(addressOf(word), bytes);
-    await reader.persist(addressOf(word), WORD_BYTES);
     this.#histories.endRead(operation, bytes);
     this.#backupReads += 1;
     await this.#pass(backup, backup.random.between(0, 10));

@@ -7,7 +7,7 @@ import { parseStanding } from '../../lib/checkpoint/mirror-standing.ts';
 import type { MirroredAccess } from '../../lib/checkpoint/mirrored-access.ts';
 import { formatCheckpointRegion } from '../../lib/checkpoint/region-record.ts';
 import { codeOf } from './mirror-stage.ts';
-import { REGION_BYTES, MirroredSite as Site, STATE } from './mirrored-site.ts';
+import { REGION_BYTES, MirroredSite as Site, STATE, UNITS } from './mirrored-site.ts';
 
 async function rejection(promise: Promise<unknown>): Promise<string> {
   return promise.then(
@@ -151,6 +151,22 @@ describe('what a mirror could be broken by', () => {
     await site.until(again.write(4096, filled(2), { persist: true }));
     expect(await firstByte(site, again, 0)).toBe(1);
   });
+});
+
+test('readers that come and go leave no keys behind', async () => {
+  const site = await new Site().start();
+  const access = await site.open('w1');
+  await site.until(access.write(0, filled(1), { persist: true }));
+  const keys = () => UNITS.map((name) => site.units.get(name)!.status.keys);
+  const before = keys();
+  for (let times = 0; times < 3; times += 1) {
+    const reader = await site.openReader('w2');
+    await site.until(reader.read(0, new Uint8Array(8)));
+    expect(keys()).toEqual(before.map((count) => count + 1));
+    await reader.close();
+    await site.pass(1000);
+    expect(keys()).toEqual(before);
+  }
 });
 
 describe('checkpoints', () => {
