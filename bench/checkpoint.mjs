@@ -6,8 +6,8 @@
 // append D: records of 4 KiB, each acknowledged when it survives a power cut, D under way: CheckpointWriter.append to a
 // unit that `holdfast serve` runs; RPUSH-like SET of 4 KiB to Redis with appendfsync always, through @redis/client on one
 // connection; put of 4 KiB to etcd through etcd3. Each server in a process of its own, each client in this one.
-// recover: a backup reads --recover-mib MiB (1024) of checkpoints, checked and made durable, beside what plain sockets of
-// Node.js carry from one process to another.
+// recover: a backup reads --recover-mib MiB (1024) of checkpoints, checked and made durable, in portions of 4 MiB into the
+// same memory, beside what plain sockets of Node.js carry from one process to another.
 //
 // Needs redis-server and etcd-server (Debian's). The folder (default: the one for temporary files) is on a real disk.
 import { execFileSync, fork, spawn } from 'node:child_process';
@@ -136,12 +136,8 @@ class Holdfast {
       const reader = await CheckpointReader.open(access);
       const begun = performance.now();
       let bytes = 0;
-      const maxBytes = 64 * mebibyte;
-      for (
-        let portion = await reader.drain({ maxBytes });
-        portion.length > 0;
-        portion = await reader.drain({ maxBytes })
-      )
+      const portions = { into: new Uint8Array(4 * mebibyte) };
+      for (let portion = await reader.drain(portions); portion.length > 0; portion = await reader.drain(portions))
         for (const { value } of portion) bytes += value.length;
       return bytes / (performance.now() - begun) / 1e6;
     };
@@ -239,27 +235,38 @@ async function measure(server, depth) {
   return { perSecond, p50Us: 1000 * median(latencies), clientUs: (user + system) / done, serverUs };
 }
 
-/** What one process sends another through a plain socket, GB/s: the bench as its own sender. */
-async function plainSockets() {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const child = fork(fileURLToPath(import.meta.url), ['--send', String(server.address().port)]);
-  const [socket] = await once(server, 'connection');
-  const begun = performance.now();
+/**
+ * What one process sends another through a plain socket, GB/s: the bench as its own sender. `reused`: into one buffer, as
+ * Holdfast's reader does; else each chunk is a buffer of its own.
+ */
+async function plainSockets(reused) {
+  const child = fork(fileURLToPath(import.meta.url), ['--send', String(recoverBytes)]);
+  const [port] = await once(child, 'message');
   let bytes = 0;
-  for await (const chunk of socket) bytes += chunk.length;
+  const count = (length) => {
+    bytes += length;
+    return true;
+  };
+  const onread = reused && { buffer: new Uint8Array(256 * 1024), callback: count };
+  const begun = performance.now();
+  const socket = connect({ host: '127.0.0.1', port, ...(onread && { onread }) });
+  if (!reused) socket.on('data', (chunk) => count(chunk.length));
+  await once(socket, 'close');
   const rate = bytes / (performance.now() - begun) / 1e6;
-  server.close();
   await once(child, 'exit');
   return rate;
 }
 
-async function send(port) {
-  const socket = connect(Number(port), '127.0.0.1');
+async function send(lengthBytes) {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  process.send(server.address().port);
+  const [socket] = await once(server, 'connection');
   const piece = randomBytes(mebibyte);
-  for (let sent = 0; sent < recoverBytes; sent += piece.length) if (!socket.write(piece)) await once(socket, 'drain');
+  for (let sent = 0; sent < lengthBytes; sent += piece.length) if (!socket.write(piece)) await once(socket, 'drain');
   socket.end();
-  await once(socket, 'close');
+  server.close();
+  process.disconnect();
 }
 
 function line(name, { perSecond, p50Us, clientUs, serverUs }) {
@@ -286,14 +293,14 @@ async function benchAppend(servers, depth) {
 
 async function benchRecovery(holdfast) {
   const recover = await holdfast.recover();
-  const results = await alternate({ holdfast: recover, sockets: plainSockets }, Number(options.rounds));
-  const ratio = median(results.holdfast.map((rate, round) => rate / results.sockets[round]));
+  const ways = { holdfast: recover, sockets: () => plainSockets(false), reusing: () => plainSockets(true) };
+  const results = await alternate(ways, Number(options.rounds));
+  const ratio = (peer) => median(results.holdfast.map((rate, round) => rate / results[peer][round])).toFixed(2);
   if (options.json) return console.log(JSON.stringify({ recovery: results }));
+  const [own, sockets, reusing] = Object.keys(ways).map((way) => `${median(results[way]).toFixed(2)} GB/s`);
   console.log(`recovery of ${options['recover-mib']} MiB of checkpoints; medians of ${options.rounds} rounds`);
-  console.log(
-    `  holdfast ${median(results.holdfast).toFixed(2)} GB/s   plain sockets ${median(results.sockets).toFixed(2)} GB/s`,
-  );
-  console.log(`  holdfast : plain sockets = ${ratio.toFixed(2)}`);
+  console.log(`  holdfast ${own}   plain sockets ${sockets}, into one buffer ${reusing}`);
+  console.log(`  holdfast : plain sockets = ${ratio('sockets')}, into one buffer ${ratio('reusing')}`);
 }
 
 async function run() {
@@ -318,4 +325,4 @@ async function run() {
   }
 }
 
-await (options.send === undefined ? run() : send(options.send));
+await (options.send === undefined ? run() : send(Number(options.send)));

@@ -205,6 +205,11 @@ export interface NativePlane {
   /** The number of a session, or a negative errno. `host` is a numeric address. */
   clientConnect(client: NativePlaneClientHandle, host: string, port: number, ticket: Uint8Array): number;
   clientDisconnect(client: NativePlaneClientHandle, session: number): void;
+  /**
+   * The data of the entry that comes next with this id go straight to the target, whenever they come, unless it is
+   * detached by then; without a target: those of the command that has this id go nowhere.
+   */
+  clientAim(client: NativePlaneClientHandle, id: number, target?: Uint8Array): void;
   clientSubmit(client: NativePlaneClientHandle): void;
   clientClose(client: NativePlaneClientHandle): void;
 }

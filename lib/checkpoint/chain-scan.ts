@@ -19,6 +19,8 @@ export interface ScanOptions {
   readonly expectedBytes?: number;
   /** There is as much, it seems: at full speed from the first byte on. */
   readonly isMuch?: boolean;
+  /** Where the bytes go, from its start on. The scan ends where it ends, but not before the first record. */
+  readonly into?: Uint8Array | undefined;
   readonly signal?: AbortSignal;
 }
 
@@ -42,6 +44,7 @@ export async function scanChain(
   let left = from;
   try {
     for (;;) {
+      if (left !== from && !stream.hasRoom(neededBytes)) return left;
       if (stream.readyBytes < neededBytes && !(await stream.gather(neededBytes))) return left;
       const step = stepChain(region, word, place, stream.bytes);
       if (step.kind === 'end') return left;
@@ -106,6 +109,8 @@ class RingStream {
   /** Came with a chunk of which the beginning has been joined to `bytes`. */
   #rest: Uint8Array = new Uint8Array();
   #skipBytes = 0;
+  #takenBytes = 0;
+  #askedBytes = 0;
 
   constructor(access: RegionAccess, region: RegionRecord, offset: number, options: ScanOptions) {
     this.#access = access;
@@ -113,7 +118,8 @@ class RingStream {
     this.#offset = offset;
     this.#options = options;
     this.#unaskedBytes = region.dataBytes;
-    this.#aheadBytes = options.expectedBytes ?? region.dataBytes;
+    const { expectedBytes = region.dataBytes, into } = options;
+    this.#aheadBytes = into === undefined ? expectedBytes : Math.min(expectedBytes, into.length);
     if (options.isMuch) this.#chunkBytes = COMMAND_BYTES_MAX;
   }
 
@@ -126,8 +132,15 @@ class RingStream {
     return this.#bytes.length;
   }
 
+  /** Whether the memory that was given, if any was, takes so many bytes from where the stream is. */
+  hasRoom(lengthBytes: number): boolean {
+    const { into } = this.#options;
+    return into === undefined || this.#takenBytes + lengthBytes <= into.length;
+  }
+
   /** Goes on behind them, whether they are there or not. */
   take(lengthBytes: number): void {
+    this.#takenBytes += lengthBytes;
     this.#skipBytes += Math.max(0, lengthBytes - this.#bytes.length);
     this.#bytes = this.#bytes.subarray(Math.min(lengthBytes, this.#bytes.length));
     if (this.#bytes.length === 0) {
@@ -151,9 +164,13 @@ class RingStream {
     return true;
   }
 
-  /** Only as much as is needed: chunks are long, and records most often short. */
+  /** Only as much as is needed, if it is to be copied: chunks are long, and records most often short. */
   #join(chunk: Uint8Array, lengthBytes: number): void {
     const bytes = this.#bytes;
+    if (chunk.buffer === bytes.buffer && chunk.byteOffset === bytes.byteOffset + bytes.length) {
+      this.#bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length + chunk.length);
+      return;
+    }
     const partBytes = Math.min(chunk.length, lengthBytes - bytes.length);
     const joined = Buffer.allocUnsafe(bytes.length + partBytes);
     joined.set(bytes);
@@ -181,9 +198,10 @@ class RingStream {
 
   #ask(): boolean {
     const { dataAddress, dataBytes } = this.#region;
-    const lengthBytes = Math.min(this.#chunkBytes, dataBytes - this.#offset, this.#unaskedBytes);
-    if (lengthBytes === 0) return false;
-    const target = new Uint8Array(Buffer.allocUnsafeSlow(lengthBytes).buffer);
+    const mostBytes = Math.min(this.#chunkBytes, dataBytes - this.#offset, this.#unaskedBytes);
+    if (mostBytes === 0) return false;
+    const target = this.#memory(mostBytes);
+    const lengthBytes = target.length;
     const { signal } = this.#options;
     const asked = this.#access
       .read(dataAddress + this.#offset, target, signal === undefined ? undefined : { signal })
@@ -193,7 +211,14 @@ class RingStream {
     this.#offset = (this.#offset + lengthBytes) % dataBytes;
     this.#unaskedBytes -= lengthBytes;
     this.#aheadBytes -= lengthBytes;
+    this.#askedBytes += lengthBytes;
     return true;
+  }
+
+  /** What is left of the memory that was given, or else new one. */
+  #memory(mostBytes: number): Uint8Array {
+    const left = this.#options.into?.subarray(this.#askedBytes, this.#askedBytes + mostBytes);
+    return left !== undefined && left.length > 0 ? left : new Uint8Array(Buffer.allocUnsafeSlow(mostBytes).buffer);
   }
 
   /** What was read ahead in vain has come, or failed. */

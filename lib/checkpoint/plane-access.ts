@@ -22,6 +22,7 @@ class Command<Result> implements PlaneCommand {
   readonly operandB: bigint;
   readonly chunks: readonly Uint8Array[];
   target: Uint8Array | undefined;
+  id: number | undefined;
   readonly #result: (low: number, high: number) => Result;
   readonly #resolve: (result: Result) => void;
   readonly #reject: (error: unknown) => void;
@@ -201,7 +202,6 @@ class PlaneAccess implements RegionAccess {
         const command = new Command(parts, this.#key, result, resolve, reject);
         cancel = () => {
           this.#session.withdraw(command);
-          command.target = undefined;
           reject(cancelled());
         };
         signal.addEventListener('abort', cancel);

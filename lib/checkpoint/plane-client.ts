@@ -24,6 +24,8 @@ const headerBytes = 64;
 const entryBytes = 80;
 const resultBytes = 32;
 const receiveBytes = 256 * 1024;
+/** From here on it pays to tell native where they go. */
+const aimedBytes = 32 * 1024;
 const resultsMax = receiveBytes / 32 + 256;
 const headerEntries = 0;
 const headerReaping = 1;
@@ -50,6 +52,8 @@ export interface PlaneCommand {
   readonly chunks: readonly Uint8Array[];
   /** Where what is read goes; none if nobody waits any more. */
   target: Uint8Array | undefined;
+  /** While it is in flight; else undefined. */
+  id: number | undefined;
   /** The answer's value, as two words. */
   done(low: number, high: number): void;
   failed(error: HoldfastError): void;
@@ -94,12 +98,11 @@ export class PlaneSession {
     this.#client.submit(this, command);
   }
 
-  /** Takes a parked command back. */
-  withdraw(command: PlaneCommand): boolean {
+  /** Nobody waits for the command any more: nothing is stored in its target from now on. */
+  withdraw(command: PlaneCommand): void {
     const at = this.parked.indexOf(command);
-    if (at < 0) return false;
-    this.parked.splice(at, 1);
-    return true;
+    if (at >= 0) this.parked.splice(at, 1);
+    else this.#client.abandon(command);
   }
 
   close(): void {
@@ -202,6 +205,8 @@ export class PlaneClient {
     const at = (headerBytes + count * entryBytes) >>> 2;
     const id = this.#freeIds[--this.#freeCount]!;
     this.#flights[id] = { command, session };
+    command.id = id;
+    if (length >= aimedBytes && command.target !== undefined) this.#native.clientAim(this.#handle, id, command.target);
     session.inFlight++;
     words[at] = session.slot;
     words[at + 1] = id;
@@ -225,6 +230,12 @@ export class PlaneClient {
     }
     words[headerEntries] = count + 1;
     if (count === 0 && words[headerReaping] === 0) resolved.then(this.#flush);
+  }
+
+  /** @internal */
+  abandon(command: PlaneCommand): void {
+    command.target = undefined;
+    if (command.id !== undefined && command.length >= aimedBytes) this.#native.clientAim(this.#handle, command.id);
   }
 
   #handOver(): void {
@@ -254,18 +265,22 @@ export class PlaneClient {
     const status = results[at + 1]!;
     const bytes = results[at + 5]!;
     const low = results[at + 6]!;
-    if (bytes > 0 && command.target !== undefined) {
+    const { target } = command;
+    const isGone = target !== undefined && target.length !== command.length;
+    if (bytes > 0 && target !== undefined && !isGone) {
       const from = results[at + 4]!;
-      command.target.set(this.#receive.subarray(from, from + bytes), low);
+      target.set(this.#receive.subarray(from, from + bytes), low);
     }
     if (results[at + 2] === 0) return;
     this.#land(id, session, command);
-    if (status === 0) command.done(low, results[at + 7]!);
-    else command.failed(refusal(session.unit, codeOfStatus(status)));
+    if (status !== 0) command.failed(refusal(session.unit, codeOfStatus(status)));
+    else if (isGone) command.failed(detached(session.unit));
+    else command.done(low, results[at + 7]!);
   }
 
   #land(id: number, session: PlaneSession, command: PlaneCommand): void {
     this.#flights[id] = undefined;
+    command.id = undefined;
     this.#freeIds[this.#freeCount++] = id;
     session.inFlight--;
     if (command.operation === Operation.write) session.bytesInFlight -= command.length;
@@ -351,6 +366,11 @@ const refusals: Partial<Record<HoldfastErrorCode, string>> = {
 
 function refusal(unit: string, code: HoldfastErrorCode): HoldfastError {
   return new HoldfastError(code, `${unit} refuses a command: ${refusals[code] ?? code}`);
+}
+
+function detached(unit: string): HoldfastError {
+  const message = `the memory for what was read from ${unit} was transferred or resized meanwhile; leave it alone until the read has ended`;
+  return new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', message);
 }
 
 let shared: PlaneClient | undefined;

@@ -35,6 +35,8 @@ namespace {
 constexpr uint32_t kMaxCapacity = 65536;
 constexpr int kEvents = 64;
 constexpr size_t kSendPieces = 1024;    // IOV_MAX
+// Of one session before the others get their turn.
+constexpr size_t kTurnBytes = 4 << 20;
 // Call backs before the event loop gets its turn.
 constexpr uint32_t kRounds = 64;
 // How long to look out for the next answer, each time, and in one drain.
@@ -57,12 +59,14 @@ struct Session {
   Answer answer{};    // that is being received
   uint32_t answer_have = 0;
   uint32_t data_left = 0;
+  uint32_t targets = 0;    // commands in flight whose data go straight to where they belong
 };
 
 struct Flight {
   uint32_t session = 0;
   uint32_t answer_bytes = 0;
   bool busy = false;
+  napi_ref target = nullptr;    // a Uint8Array of answer_bytes
 };
 
 class Client {
@@ -75,12 +79,20 @@ class Client {
   int32_t Connect(const std::string& host, uint16_t port, const Name& ticket);
   // Its commands have no results any more.
   void Disconnect(uint32_t slot);
+  // Where the data of the entry that comes next with this id go; no bytes: those of this command go nowhere any more.
+  bool Aim(uint32_t id, napi_value target);
   void Submit();
   void BeginClose();
   void Release();
   bool closing() const { return closing_; }
 
  private:
+  struct Place {
+    uint8_t* data = nullptr;
+    uint32_t length = 0;
+    bool is_target = false;
+  };
+
   static void OnPoll(uv_poll_t* poll, int, int) { static_cast<Client*>(poll->data)->Drain(); }
   static void OnClosed(uv_handle_t* handle);
   static void OnEnvironmentEnd(napi_async_cleanup_hook_handle hook, void* client);
@@ -94,7 +106,14 @@ class Client {
   void SendKept(Session* session);
   void AskForRoom(Session* session, bool wanted);
   void Receive(Session* session);
+  void ReceiveApart(Session* session);
   bool Parse(Session* session, uint32_t offset, uint32_t bytes);
+  void TakeData(Session* session, uint32_t offset, uint32_t bytes);
+  Place PlaceOf(const Session& session) const;
+  bool TakeApart(Session* session, const Place& place, const uint8_t* header, uint32_t got);
+  void Unaim(uint32_t id);
+  void Forget(uint32_t id);
+  void Ended(uint32_t id);
   bool TakeHeader(Session* session);
   void End(Session* session, int error);
   void Drop(Session* session);
@@ -228,10 +247,7 @@ void Client::Disconnect(uint32_t slot) {
 void Client::Drop(Session* session) {
   const uint32_t slot = session->slot;
   for (uint32_t id = 0; session->in_flight > 0 && id < capacity_; id++) {
-    if (!flights_[id].busy || flights_[id].session != slot) continue;
-    flights_[id].busy = false;
-    session->in_flight--;
-    in_flight_--;
+    if (flights_[id].busy && flights_[id].session == slot) Ended(id);
   }
   if (!session->greeted) ungreeted_--;
   close(session->fd);
@@ -260,13 +276,18 @@ void Client::TakeEntries() {
   for (uint32_t i = 0; i < count; i++) {
     ClientEntry& entry = entries_[i];
     Session* session = At(entry.session);
-    // One that has ended meanwhile: JavaScript is told, or knows.
-    if (session == nullptr) continue;
     const uint32_t bytes = entry.command.data_bytes;
     if (entry.id >= capacity_ || flights_[entry.id].busy || uint64_t{entry.data_offset} + bytes > kDataMaxBytes) {
       napi_fatal_error("holdfast plane", NAPI_AUTO_LENGTH, "an entry that cannot be", NAPI_AUTO_LENGTH);
     }
-    flights_[entry.id] = {entry.session, entry.answer_bytes, true};
+    Flight& flight = flights_[entry.id];
+    // One that has ended meanwhile: JavaScript is told, or knows.
+    if (session == nullptr) {
+      Unaim(entry.id);
+      continue;
+    }
+    flight = {entry.session, entry.answer_bytes, true, flight.target};
+    if (flight.target != nullptr) session->targets++;
     entry.command.tag = entry.id;
     session->in_flight++;
     in_flight_++;
@@ -278,6 +299,32 @@ void Client::TakeEntries() {
   }
   for (Session* session : touched_) Send(session);
   touched_.clear();
+}
+
+bool Client::Aim(uint32_t id, napi_value target) {
+  if (id >= capacity_) return false;
+  Unaim(id);
+  support::Bytes bytes;
+  if (!support::GetBytes(env_, target, &bytes)) return true;
+  return !flights_[id].busy && napi_create_reference(env_, target, 1, &flights_[id].target) == napi_ok;
+}
+
+void Client::Unaim(uint32_t id) {
+  Flight& flight = flights_[id];
+  if (flight.target != nullptr && flight.busy) At(flight.session)->targets--;
+  Forget(id);
+}
+
+void Client::Forget(uint32_t id) {
+  if (flights_[id].target != nullptr) napi_delete_reference(env_, flights_[id].target);
+  flights_[id].target = nullptr;
+}
+
+void Client::Ended(uint32_t id) {
+  Unaim(id);
+  flights_[id].busy = false;
+  At(flights_[id].session)->in_flight--;
+  in_flight_--;
 }
 
 // An error is not looked at here: it is told by the next look at the socket.
@@ -377,6 +424,7 @@ bool Client::LookOut() {
 ClientResult* Client::NextResult() { return &results_[result_count_++]; }
 
 void Client::Receive(Session* session) {
+  if (session->targets > 0) return ReceiveApart(session);
   const uint32_t room = kReceiveBytes - received_;
   if (room == 0) return;
   const ssize_t got = recv(session->fd, receive_ + received_, room, MSG_DONTWAIT);
@@ -401,20 +449,77 @@ bool Client::Parse(Session* session, uint32_t offset, uint32_t bytes) {
       if (!TakeHeader(session)) return false;
       continue;
     }
-    const Answer& answer = session->answer;
     const uint32_t part = std::min(session->data_left, end - offset);
-    const uint32_t done = answer.data_bytes - session->data_left;
-    session->data_left -= part;
-    const auto id = static_cast<uint32_t>(answer.tag);
-    const bool last = session->data_left == 0;
-    *NextResult() = {id, kOk, last ? 1u : 0u, session->slot, offset, part, done};
+    TakeData(session, offset, part);
     offset += part;
-    if (!last) continue;
-    flights_[id].busy = false;
-    session->in_flight--;
-    in_flight_--;
   }
   return true;
+}
+
+void Client::TakeData(Session* session, uint32_t offset, uint32_t bytes) {
+  const Answer& answer = session->answer;
+  const uint32_t done = answer.data_bytes - session->data_left;
+  session->data_left -= bytes;
+  const auto id = static_cast<uint32_t>(answer.tag);
+  const bool last = session->data_left == 0;
+  *NextResult() = {id, kOk, last ? 1u : 0u, session->slot, offset, bytes, done};
+  if (last) Ended(id);
+}
+
+// While data may go straight to where they belong: takes the data of one answer, and the header of the next one. Ends
+// with the first result, so that one look at the sockets has few of them.
+void Client::ReceiveApart(Session* session) {
+  const Napi::HandleScope scope(env_);
+  const uint32_t results = result_count_;
+  for (size_t taken = 0; taken < kTurnBytes && result_count_ == results;) {
+    const Place place = PlaceOf(*session);
+    if (place.length == 0 && session->data_left > 0) return;
+    uint8_t header[sizeof(Answer)];    // not over the one whose data are coming
+    iovec pieces[2] = {{place.data, place.length}, {header, 0}};
+    if (place.length == session->data_left) pieces[1].iov_len = sizeof(Answer) - session->answer_have;
+    msghdr message{};
+    message.msg_iov = pieces;
+    message.msg_iovlen = 2;
+    const ssize_t got = recvmsg(session->fd, &message, MSG_DONTWAIT);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (got <= 0) return End(session, got == 0 ? ECONNRESET : errno);
+    taken += static_cast<size_t>(got);
+    if (!TakeApart(session, place, header, static_cast<uint32_t>(got))) return End(session, EPROTO);
+  }
+}
+
+// Of the data that come next. What has been detached or has another length by now gets nothing.
+Client::Place Client::PlaceOf(const Session& session) const {
+  if (session.data_left == 0) return {};
+  const Flight& flight = flights_[session.answer.tag];
+  napi_value target;
+  support::Bytes bytes;
+  if (flight.target != nullptr && napi_get_reference_value(env_, flight.target, &target) == napi_ok &&
+      support::GetBytes(env_, target, &bytes) && bytes.length == flight.answer_bytes) {
+    return {bytes.data + bytes.length - session.data_left, session.data_left, true};
+  }
+  return {receive_ + received_, std::min(session.data_left, kReceiveBytes - received_), false};
+}
+
+// False if no plane answers so.
+bool Client::TakeApart(Session* session, const Place& place, const uint8_t* header, uint32_t got) {
+  const uint32_t bytes = std::min(got, place.length);
+  if (bytes > 0 && !place.is_target) {
+    TakeData(session, received_, bytes);
+    received_ += bytes;
+  } else if (bytes > 0) {
+    session->data_left -= bytes;
+    if (session->data_left == 0) {
+      const auto id = static_cast<uint32_t>(session->answer.tag);
+      *NextResult() = {id, kOk, 1, session->slot, 0, 0, 0};
+      Ended(id);
+    }
+  }
+  memcpy(reinterpret_cast<uint8_t*>(&session->answer) + session->answer_have, header, got - bytes);
+  session->answer_have += got - bytes;
+  if (session->answer_have < sizeof(Answer)) return true;
+  session->answer_have = 0;
+  return TakeHeader(session);
 }
 
 bool Client::TakeHeader(Session* session) {
@@ -433,9 +538,7 @@ bool Client::TakeHeader(Session* session) {
   if (answer.data_bytes != (answer.status == kOk ? flight.answer_bytes : 0)) return false;
   session->data_left = answer.data_bytes;
   if (answer.data_bytes > 0) return true;
-  flight.busy = false;
-  session->in_flight--;
-  in_flight_--;
+  Ended(static_cast<uint32_t>(answer.tag));
   *NextResult() = {static_cast<uint32_t>(answer.tag), answer.status, 1, session->slot, 0, 0, answer.value};
   return true;
 }
@@ -497,6 +600,7 @@ void Client::Finish() {
   for (const auto& session : sessions_) {
     if (session != nullptr) close(session->fd);
   }
+  for (uint32_t id = 0; flights_ != nullptr && id < capacity_; id++) Forget(id);
   sessions_.clear();
   if (epoll_ >= 0) close(epoll_);
   epoll_ = -1;
@@ -573,19 +677,39 @@ void ClientDisconnect(const Napi::CallbackInfo& info) {
   if (client != nullptr && support::GetUint32(info[1], &session)) client->Disconnect(session);
 }
 
+// Null for anything else.
+Client* BareClient(napi_env env, napi_value handle) {
+  void* data = nullptr;
+  bool is_client = false;
+  const bool is_external = napi_get_value_external(env, handle, &data) == napi_ok &&
+                           napi_check_object_type_tag(env, handle, &kHandleTag, &is_client) == napi_ok;
+  return is_external && is_client ? static_cast<Client*>(data) : nullptr;
+}
+
+// clientAim(handle, id, target): void. For each long read: bare, as clientSubmit.
+napi_value ClientAim(napi_env env, napi_callback_info info) {
+  napi_value arguments[3];
+  size_t count = 3;
+  uint32_t id;
+  Client* client = nullptr;
+  if (napi_get_cb_info(env, info, &count, arguments, nullptr, nullptr) == napi_ok) client = BareClient(env, arguments[0]);
+  if (client == nullptr || napi_get_value_uint32(env, arguments[1], &id) != napi_ok || !client->Aim(id, arguments[2])) {
+    support::ThrowType(env, "clientAim takes a client, a command that is not under way, and a target or nothing");
+  }
+  return nullptr;
+}
+
 // clientSubmit(handle): void. Bare, because a command at depth 1 pays for a call of its own.
 napi_value ClientSubmit(napi_env env, napi_callback_info info) {
   napi_value handle;
   size_t count = 1;
-  void* data = nullptr;
-  bool is_client = false;
-  if (napi_get_cb_info(env, info, &count, &handle, nullptr, nullptr) != napi_ok ||
-      napi_get_value_external(env, handle, &data) != napi_ok ||
-      napi_check_object_type_tag(env, handle, &kHandleTag, &is_client) != napi_ok || !is_client) {
+  Client* client = nullptr;
+  if (napi_get_cb_info(env, info, &count, &handle, nullptr, nullptr) == napi_ok) client = BareClient(env, handle);
+  if (client != nullptr) {
+    client->Submit();
+  } else {
     support::ThrowType(env, "expected a client of a plane");
-    return nullptr;
   }
-  static_cast<Client*>(data)->Submit();
   return nullptr;
 }
 
@@ -601,6 +725,7 @@ void RegisterClient(Napi::Object exports) {
   support::AddFunction<ClientConnect>(exports, "clientConnect");
   support::AddFunction<ClientDisconnect>(exports, "clientDisconnect");
   support::AddBareFunction(exports, "clientSubmit", ClientSubmit);
+  support::AddBareFunction(exports, "clientAim", ClientAim);
   support::AddFunction<ClientClose>(exports, "clientClose");
 }
 

@@ -50,13 +50,13 @@ struct ClientResult {
   uint32_t data_offset;      // of the received data
   uint32_t bytes;
   uint64_t value;            // of the answer; of an end: an errno, EACCES if the ticket was not accepted. While data
-                             // come: where in the target they belong.
+                             // come: where in the target they belong. Data that were aimed at their target are not told.
 };
 static_assert(sizeof(ClientResult) == 32 && offsetof(ClientResult, value) == 24);
 
 constexpr uint32_t kSessionEvent = 0xffffffff;
 
-// Adds clientCreate, clientConnect, clientDisconnect, clientSubmit and clientClose to `exports`.
+// Adds clientCreate, clientConnect, clientDisconnect, clientAim, clientSubmit and clientClose to `exports`.
 void RegisterClient(Napi::Object exports);
 
 }  // namespace holdfast::plane

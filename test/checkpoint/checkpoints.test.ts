@@ -478,6 +478,87 @@ test('checkpoints longer than one command, and many of them, are read as they we
     expect(Buffer.compare(value, stamped(sequence, lengths[sequence - 1] ?? (sequence > 1000 ? 8 : 4096)))).toBe(0);
 });
 
+/** Of each line of a region: whether it was made durable after it was last read. */
+class LineWatch {
+  readonly #lines: Uint8Array;
+  readonly access: RegionAccess;
+
+  constructor(access: RegionAccess) {
+    this.#lines = new Uint8Array(access.range.lengthBytes / 64);
+    const span = (address: number, bytes: number) => [Math.floor(address / 64), Math.ceil((address + bytes) / 64)];
+    const read: RegionAccess['read'] = async (address, target, options) => {
+      await access.read(address, target, options);
+      this.#lines.fill(1, ...span(address, target.length));
+    };
+    const persist: RegionAccess['persist'] = async (address, bytes, options) => {
+      const [start, end] = span(address, bytes) as [number, number];
+      const covered = this.#lines.slice(start, end);
+      // One that was begun early, for a part, ends last.
+      for (let turn = 0; turn < 20_000_000 / bytes; turn += 1) await settle();
+      await access.persist(address, bytes, options);
+      for (const [index, line] of covered.entries()) if (line === 1) this.#lines[start + index] = 2;
+    };
+    this.access = Object.assign(Object.create(access), { read, persist });
+  }
+
+  /** Lines that were read and not made durable since. */
+  get open(): number {
+    return this.#lines.filter((line) => line === 1).length;
+  }
+}
+
+test('all of a long portion is made durable after it was read, although that begins while more is being read', async () => {
+  const recorder = await formatted(8 * 1024 * 1024);
+  await using writer = await CheckpointWriter.open(recorder.access(), { whenFull: 'drop-drained' });
+  const append = (first: number, last: number) =>
+    Promise.all(range(first, last).map((each) => writer.append(stamped(each, 100_000))));
+  const { access, cursorAccess } = backupAccess(recorder);
+  const watch = new LineWatch(access);
+  const calls = new WatchedAccess(watch.access);
+  const reader = await CheckpointReader.open(calls, { name: 'backup', cursorAccess });
+  for (const [first, last] of [
+    [1, 70],
+    [71, 140],
+  ] as const) {
+    await append(first, last);
+    const before = calls.calls.length;
+    const portion = await reader.drain({ maxBytes: 6_900_000 });
+    expect(stamps(portion)).toEqual(pairs(first, last - 1));
+    expect(calls.calls.length - before).toBeGreaterThan(1);
+    // What was read of the last one, which was not given, and behind it.
+    expect(watch.open * 64).toBeLessThan(1_300_000);
+    expect(stamps(await reader.drain())).toEqual(pairs(last, last));
+    await reader.clear(last);
+  }
+});
+
+test('a portion goes into the memory that is given, as far as it fits', async () => {
+  const recorder = await formatted(4 * 1024 * 1024);
+  const { access, cursorAccess } = backupAccess(recorder);
+  await using writer = await CheckpointWriter.open(recorder.access());
+  const reader = await CheckpointReader.open(access, { name: 'backup', cursorAccess });
+  const into = new Uint8Array(new ArrayBuffer(1_000_064), 64);
+  let given = 0;
+  // Round the ring a few times, its end within a portion and between two.
+  for (let last = 30; last <= 240; last += 30) {
+    await Promise.all(range(last - 29, last).map((each) => writer.append(stamped(each, 90_000 + 8 * each))));
+    while (given < last) {
+      const portion = await reader.drain({ into });
+      expect(stamps(portion)).toEqual(pairs(given + 1, given + portion.length));
+      expect(portion.every(({ value }) => value.buffer === into.buffer)).toBe(true);
+      expect(portion.length).toBeGreaterThan(5);
+      given += portion.length;
+    }
+    await reader.clear(given);
+  }
+  expect(await reader.drain({ into })).toEqual([]);
+  await writer.append(stamped(241, 1_500_000));
+  await writer.append(stamped(242, 8));
+  const [long] = await reader.drain({ into });
+  expect([long?.value.length, stampOf(long!.value)]).toEqual([1_500_000, 241]);
+  expect(stamps(await reader.drain({ into, maxBytes: 1 }))).toEqual(pairs(242, 242));
+});
+
 test('a region is formatted once; anew only when that is asked for, and then nothing of before counts', async () => {
   const recorder = await formatted(16 * 1024);
   const again = (replace: boolean) =>

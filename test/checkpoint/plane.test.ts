@@ -1,4 +1,5 @@
 /** What only a plane has: tickets, strangers, threads beside the event loop. What every transport has: conformance. */
+import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { type AddressInfo, connect, createServer } from 'node:net';
@@ -283,6 +284,82 @@ describe('limits', () => {
     for (const write of [inCallBack, after]) await expect(write).rejects.toEqual(fails('PEER_LOST'));
   });
 
+  describe('long reads, whose data go straight to where they belong', () => {
+    const lengths = [64 * PAGE, 8, 40_000, 32 * 1024, 100, 128 * 1024 + 1, 32 * 1024 - 1];
+
+    async function filled() {
+      const { plane, region } = await world();
+      region.write(0, randomBytes(64 * PAGE));
+      plane.grant(grant(1), 1);
+      const session = await connected(plane, plane.admit(1));
+      return { plane, region, session, access: openPlaneAccess(session, grant(1)) };
+    }
+
+    test('among short ones and stores, many under way', async () => {
+      const { region, access } = await filled();
+      const word = new Uint8Array(8);
+      const reads = Array.from({ length: 200 }, (_, index) => {
+        const target = new Uint8Array(lengths[index % lengths.length]!);
+        const address = (64 * PAGE - target.length) & ~7;
+        if (index % 5 === 0) void access.write(0, [word]);
+        return access.read(address, target).then(() => [address, target] as const);
+      });
+      for (const [address, target] of await Promise.all(reads)) {
+        const start = address === 0 ? 8 : 0;
+        const there = region.bytes.subarray(address + start, address + target.length);
+        expect(Buffer.compare(target.subarray(start), there)).toBe(0);
+      }
+    });
+
+    test('a read that was cancelled stores nothing any more, and the others go on', async () => {
+      const { region, access } = await filled();
+      for (let round = 0; round < 30; round += 1) {
+        const abort = new AbortController();
+        const cancelled = Array.from({ length: 4 }, () => new Uint8Array(64 * PAGE));
+        const kept = new Uint8Array(64 * PAGE);
+        const failing = cancelled.map((target) => access.read(0, target, { signal: abort.signal }));
+        const read = access.read(0, kept);
+        for (let turn = 0; turn < round % 3; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+        abort.abort();
+        const outcomes = await Promise.allSettled(failing);
+        const gone = cancelled.filter((_, index) => outcomes[index]!.status === 'rejected');
+        for (const target of gone) target.fill(7);
+        await read;
+        expect(Buffer.compare(kept, region.bytes)).toBe(0);
+        await access.read(0, new Uint8Array(8));
+        expect(gone.every((target) => target.every((byte) => byte === 7))).toBe(true);
+      }
+    });
+
+    test('memory that was transferred meanwhile is left alone, and the read says so', async () => {
+      const { region, access } = await filled();
+      const [target, other] = [new Uint8Array(64 * PAGE), new Uint8Array(64 * PAGE)];
+      const read = access.read(0, target);
+      const after = access.read(0, other);
+      const taken = structuredClone(target.buffer, { transfer: [target.buffer] });
+      await expect(read).rejects.toEqual(fails('BAD_ARGUMENT'));
+      expect(new Uint8Array(taken).every((byte) => byte === 0)).toBe(true);
+      await after;
+      expect(Buffer.compare(other, region.bytes)).toBe(0);
+    });
+
+    test('end with their session, and what is read over the next one is its own', async () => {
+      const { plane, region, session, access } = await filled();
+      const targets = Array.from({ length: 8 }, () => new Uint8Array(64 * PAGE));
+      const reads = targets.map((target) => access.read(0, target));
+      session.close();
+      for (const read of reads) await expect(read).rejects.toEqual(fails('PEER_LOST'));
+      for (const target of targets) target.fill(7);
+      plane.grant(grant(2), 2);
+      const next = openPlaneAccess(await connected(plane, plane.admit(2)), grant(2));
+      const found = new Uint8Array(64 * PAGE);
+      const short = new Uint8Array(8);
+      await Promise.all([next.read(0, short), next.read(0, found)]);
+      expect(Buffer.compare(found, region.bytes)).toBe(0);
+      expect(targets.every((target) => target.every((byte) => byte === 7))).toBe(true);
+    });
+  });
+
   test('settings that cannot be, and a port that is taken', async () => {
     const { plane, region } = await world();
     const events = { refused() {}, refusalsLost() {}, persistFailed() {}, stored() {} };
@@ -401,6 +478,10 @@ test('a worker that is terminated at any moment, with a plane and its clients at
         }
       };
       for (let at = 0; at < 32 * 4096; at += 4096) work(at).catch(() => {});
+      const long = async () => {
+        for (;;) await access.read(0, new Uint8Array(1 << 20));
+      };
+      for (let each = 0; each < 4; each += 1) long().catch(() => {});
       parentPort.postMessage('at work');
     })();`;
   for (let round = 0; round < 8; round += 1) {
