@@ -7,14 +7,19 @@
  * - While a chunk is copied to a leg that is rebuilt, no store into it is sent: what was sent before is overwritten with
  *   itself, as the source's session executes the read after it.
  * - A read ends when the stores that it may have seen are acknowledged: what it gives cannot be lost any more.
- * - A command that failed on a leg takes the leg out; nothing is sent to it any more by that key.
+ * - A command that failed on a leg takes the leg out; nothing is sent to it any more by that key. So does one that the leg
+ *   does not answer, if the other leg answers what it is asked: while both hang, all wait.
+ * - What a leg that hangs does later is of no consequence: no store is acknowledged without it before the register has
+ *   left it out; then nobody reads it, and before it is filled again its key is void, and no command under it runs.
+ * - A write ends when no leg reads its bytes any more; what goes on after its end is done with a copy of them.
  */
-import type { Clock } from '../base/clock.ts';
+import type { Clock, TimerHandle } from '../base/clock.ts';
 import type { Environment } from '../base/environment.ts';
 import { assert, HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
 import type { Arbiter } from '../peer/arbiter.ts';
 import { ChangeNumbers } from './change-numbers.ts';
 import { CommandGate } from './command-gate.ts';
+import { type LegCommand, LegLink, TICKS } from './mirror-link.ts';
 import {
   formatStanding,
   hasLeg,
@@ -29,9 +34,12 @@ import { type MirrorEffect, type MirrorEnd, type MirrorEvent, MirrorWriter } fro
 import type { AddressRange, CommandOptions, RegionAccess, StoreOptions, WriteOptions } from './one-sided.ts';
 
 const LEG_MS = 5000;
+const COMMAND_MS = 5000;
 const RETRY_FIRST_MS = 50;
 const RETRY_MS = 2000;
+const LATE_RETRIES_MOST = 16;
 const CHUNK_BYTES = 256 * 1024;
+const PERSIST_BYTES = 16 * 1024 * 1024;
 const MAX_IN_FLIGHT = 64;
 const MAX_WAITING = 1024;
 const WORD_BYTES = 8;
@@ -85,6 +93,12 @@ export interface MirroredAccessOptions {
   readonly signal?: AbortSignal;
   /** How long a unit may take to give a key, before it counts as away. Default 5 s. */
   readonly legMs?: number;
+  /**
+   * How long a unit may leave a command without an answer (more if it is about more than 16 MiB), before it counts as
+   * away although its session lives; a quarter more at most. If the other one hangs as well, both are waited for.
+   * Default 5 s.
+   */
+  readonly commandMs?: number;
   /** A leg that is out is asked for again after this. Default 2 s. */
   readonly retryMs?: number;
   /** Copied at a time; stores into it wait. Default 256 KiB. */
@@ -97,28 +111,47 @@ export interface MirroredAccessOptions {
   readonly onStatus?: (status: MirrorStatus) => void;
 }
 
-interface Store {
+interface StoreCommand {
   readonly address: number;
+  /** Where it stores; 0: it stores nothing. */
   readonly lengthBytes: number;
-  readonly send: (access: RegionAccess, isChecked: boolean) => Promise<void>;
-  readonly acknowledged: Promise<void>;
+  readonly chunks: readonly Uint8Array[];
+  readonly send: (
+    access: RegionAccess,
+    chunks: readonly Uint8Array[],
+    isChecked: boolean,
+    signal: AbortSignal,
+  ) => Promise<void>;
+  /** What a leg has to do for it. */
+  readonly workBytes: number;
+  readonly signal: AbortSignal | undefined;
+}
+
+interface Store {
+  readonly command: StoreCommand;
+  /** The command's, or a copy of them. */
+  readonly chunks: readonly Uint8Array[];
+  readonly isCopied: boolean;
+  readonly ended: Promise<void>;
   readonly resolve: () => void;
   readonly reject: (error: HoldfastError) => void;
   /** Legs that have not answered, whatever it will be. */
   underWay: number;
+  /** It is acknowledged, or has failed. */
   isOver: boolean;
+  failure: HoldfastError | undefined;
   /** What the first leg that checked the guard said: the others must say the same. */
   outcome: 'stored' | HoldfastError | undefined;
   /** Where it was stored without its guard: that leg does not join before the other one has answered. */
-  readonly unchecked: [Leg, RegionAccess][];
+  readonly unchecked: [Leg, LegLink][];
 }
 
 /** A leg is made like the other one. */
 interface LegCopy {
   readonly from: Leg;
   readonly to: Leg;
-  readonly source: RegionAccess;
-  readonly target: RegionAccess;
+  readonly source: LegLink;
+  readonly target: LegLink;
   readonly bytes: Uint8Array;
   /** What the target has: it is stored only where it differs. Undefined: it is always stored. */
   readonly old: Uint8Array | undefined;
@@ -129,8 +162,10 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   readonly #clock: Clock;
   readonly #machine: MirrorWriter;
   readonly #gate: CommandGate;
-  readonly #accesses: [RegionAccess | undefined, RegionAccess | undefined] = [undefined, undefined];
+  readonly #links: [LegLink | undefined, LegLink | undefined] = [undefined, undefined];
   readonly #problems: [HoldfastError | undefined, HoldfastError | undefined] = [undefined, undefined];
+  /** How often it has hung while it was filled, since it was last in sync. */
+  readonly #lateFills: [number, number] = [0, 0];
   readonly #stores = new Map<number, Store>();
   readonly #ending = new AbortController();
   readonly #opened: Promise<void>;
@@ -145,6 +180,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   #chunk: AddressRange | undefined;
   /** A command that reads before it stores is between the two. */
   #isDeciding = false;
+  /** The next tick; none while nothing is under way. */
+  #timer: TimerHandle | undefined;
   /** What has happened next: resolved with every step. */
   #changed = signalOnce();
   readonly #numbers = new ChangeNumbers();
@@ -251,20 +288,23 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     const lengthBytes = chunks.reduce((sum, { length }) => sum + length, 0);
     this.#checkRange(address, lengthBytes);
     const { persist = false, guard, signal } = options;
-    if (guard === undefined)
-      return this.#enterStore(address, lengthBytes, (access) => access.write(address, chunks, { persist }), signal);
-    checkWord(guard.address);
-    this.#checkRange(guard.address, WORD_BYTES);
+    if (guard !== undefined) {
+      checkWord(guard.address);
+      this.#checkRange(guard.address, WORD_BYTES);
+    }
     // A leg that is copied to may not have the word yet: what the other one answers holds for it too.
-    const send = (access: RegionAccess, isChecked: boolean): Promise<void> =>
-      access.write(address, chunks, isChecked ? { persist, guard } : { persist });
-    await this.#enterStore(address, lengthBytes, send, signal);
+    const send: StoreCommand['send'] = (access, bytes, isChecked, ends) =>
+      access.write(address, bytes, { persist, signal: ends, ...(isChecked && guard && { guard }) });
+    await this.#enterStore({ address, lengthBytes, chunks, send, workBytes: lengthBytes, signal });
   }
 
   async persist(address: number, lengthBytes: number, options: CommandOptions = {}): Promise<void> {
     this.#checkRange(address, lengthBytes);
     // Nothing is stored: no chunk is in its way.
-    await this.#enterStore(address, 0, (access) => access.persist(address, lengthBytes), options.signal);
+    const send: StoreCommand['send'] = (access, _bytes, _isChecked, signal) =>
+      access.persist(address, lengthBytes, { signal });
+    const { signal } = options;
+    await this.#enterStore({ address, lengthBytes: 0, chunks: [], send, workBytes: lengthBytes, signal });
   }
 
   /** There is one writer, this one: what is found on one leg is what is stored on both. */
@@ -276,25 +316,28 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   ): Promise<bigint> {
     checkWord(address);
     this.#checkRange(address, WORD_BYTES);
-    const { persist, signal } = options;
+    const { persist = false, signal } = options;
     const word = new Uint8Array(WORD_BYTES);
     new DataView(word.buffer).setBigUint64(0, BigInt.asUintN(64, desired), true);
-    const send = (access: RegionAccess): Promise<void> =>
-      access.write(address, [word], persist === undefined ? {} : { persist });
+    const send: StoreCommand['send'] = (access, bytes, _isChecked, ends) =>
+      access.write(address, bytes, { persist, signal: ends });
+    const store = { address, lengthBytes: WORD_BYTES, chunks: [word], send, workBytes: WORD_BYTES, signal };
     const mayStart = () => this.#mayStore(address, WORD_BYTES);
-    return this.#gate.enter(mayStart, () => this.#swapWord(address, expected, send, signal), signal);
+    return this.#gate.enter(mayStart, () => this.#swapWord(store, expected), signal);
   }
 
   /** On one leg; on the other one when that fails: then it resolves once without cause. */
   async watch(address: number, lengthBytes: number, since: number, options: CommandOptions = {}): Promise<number> {
     this.#checkRange(address, lengthBytes);
     for (;;) {
-      const [leg, access] = this.#sourceNow() ?? (await this.#source(options.signal));
+      const [leg, link] = this.#sourceNow() ?? (await this.#source(options.signal));
       try {
-        const number = await this.#numbers.watch(access, address, lengthBytes, since, options);
+        const number = await link.wait((access, ends) =>
+          this.#numbers.watch(access, address, lengthBytes, since, { signal: either(ends, options.signal) }),
+        );
         if (number !== undefined) return number;
       } catch (error) {
-        this.#readFailed(leg, access, error);
+        this.#readFailed(leg, link, error, options.signal);
       }
     }
   }
@@ -314,43 +357,33 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   async #read(address: number, target: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
     for (;;) {
       // No wait before the first try: what is called next must not overtake it.
-      const [leg, access] = this.#sourceNow() ?? (await this.#source(signal));
+      const [leg, link] = this.#sourceNow() ?? (await this.#source(signal));
       try {
-        await access.read(address, target, signal === undefined ? {} : { signal });
+        await link.run(target.length, (access, ends) => access.read(address, target, { signal: either(ends, signal) }));
         break;
       } catch (error) {
-        this.#readFailed(leg, access, error);
+        this.#readFailed(leg, link, error, signal);
       }
     }
-    await Promise.allSettled(this.#storesWithin(address, target.length).map(({ acknowledged }) => acknowledged));
+    await Promise.allSettled(this.#storesWithin(address, target.length).map(({ ended }) => ended));
     if (this.#failure !== undefined) throw this.#failure;
   }
 
-  #enterStore(
-    address: number,
-    lengthBytes: number,
-    send: Store['send'],
-    signal: AbortSignal | undefined,
-  ): Promise<void> {
-    const mayStart = () => this.#mayStore(address, lengthBytes);
-    return this.#gate.enter(mayStart, () => this.#store(address, lengthBytes, send, signal), signal);
+  #enterStore(command: StoreCommand): Promise<void> {
+    const mayStart = () => this.#mayStore(command.address, command.lengthBytes);
+    return this.#gate.enter(mayStart, () => this.#store(command), command.signal);
   }
 
   /** No other command comes between the read and the store. */
-  async #swapWord(
-    address: number,
-    expected: bigint,
-    send: Store['send'],
-    signal: AbortSignal | undefined,
-  ): Promise<bigint> {
+  async #swapWord(command: StoreCommand, expected: bigint): Promise<bigint> {
     const word = new Uint8Array(WORD_BYTES);
     let found = 0n;
     let stored: Promise<void> | undefined;
     this.#isDeciding = true;
     try {
-      await this.#read(address, word, signal);
+      await this.#read(command.address, word, command.signal);
       found = new DataView(word.buffer).getBigUint64(0, true);
-      if (found === expected) stored = this.#store(address, WORD_BYTES, send, signal);
+      if (found === expected) stored = this.#store(command);
     } finally {
       this.#isDeciding = false;
       this.#changed.now();
@@ -362,75 +395,70 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     return found;
   }
 
-  /** Sends it. Settles when it is acknowledged; if it is cancelled, when its bytes are no longer in use. */
-  #store(address: number, lengthBytes: number, send: Store['send'], signal: AbortSignal | undefined): Promise<void> {
+  /** Sends it. Settles when it is acknowledged, or cancelled; either way its bytes are the caller's again. */
+  #store(command: StoreCommand): Promise<void> {
     const id = this.#nextId++;
     let resolve!: () => void;
     let reject!: (error: HoldfastError) => void;
-    const acknowledged = new Promise<void>((onResolve, onReject) => {
+    const ended = new Promise<void>((onResolve, onReject) => {
       resolve = onResolve;
       reject = onReject;
     });
-    acknowledged.catch(() => {});
-    const fresh = { underWay: 0, isOver: false, outcome: undefined, unchecked: [] };
-    const store: Store = { address, lengthBytes, send, acknowledged, resolve, reject, ...fresh };
-    this.#stores.set(id, store);
+    ended.catch(() => {});
+    const { signal } = command;
+    // It may end before a leg that hangs, or is being filled, is done with it.
+    const isCopied = signal !== undefined || LEGS.some((leg) => this.#isFilled(leg));
+    const chunks = isCopied ? [Buffer.concat(command.chunks)] : command.chunks;
+    const fresh = { underWay: 0, isOver: false, failure: undefined, outcome: undefined, unchecked: [] };
+    this.#stores.set(id, { command, chunks, isCopied, ended, resolve, reject, ...fresh });
     this.#step({ kind: 'store', id });
-    return signal === undefined ? acknowledged : this.#cancellable(store, signal);
-  }
-
-  async #cancellable(store: Store, signal: AbortSignal): Promise<void> {
-    await new Promise<void>((resolve) => {
-      const over = (): void => {
-        signal.removeEventListener('abort', over);
-        resolve();
-      };
-      signal.addEventListener('abort', over, { once: true });
-      store.acknowledged.then(over, over);
-    });
-    while (store.underWay > 0) await this.#changed.promise;
-    if (!store.isOver) throwIfAborted(signal, 'the wait for a store');
-    await store.acknowledged;
+    return signal === undefined ? ended : cancellable(ended, signal);
   }
 
   async #send(id: number, leg: Leg): Promise<void> {
-    const access = this.#accesses[leg];
+    const link = this.#links[leg];
     const store = this.#stores.get(id)!;
-    assert(access !== undefined, 'a leg that stores go to has a key');
+    assert(link !== undefined, 'a leg that stores go to has a key');
+    const { command, chunks } = store;
     const isChecked = this.#machine.legs[leg] !== 'copying';
     store.underWay += 1;
     try {
-      const outcome = await store.send(access, isChecked).then(() => 'stored' as const, guardOutcome);
-      if (isChecked) this.#judge(store, leg, access, outcome);
-      else store.unchecked.push([leg, access]);
+      const sent = link.run(command.workBytes, (access, ends) => command.send(access, chunks, isChecked, ends));
+      const outcome = await sent.then(() => 'stored' as const, guardOutcome);
+      if (isChecked) this.#judge(store, leg, link, outcome);
+      else store.unchecked.push([leg, link]);
       if (store.outcome !== undefined && store.outcome !== 'stored') this.#refill(store, store.outcome);
       this.#step({ kind: 'stored', id, leg });
     } catch (error) {
-      this.#legFailed(leg, access, error);
+      this.#legFailed(leg, link, error);
     } finally {
       store.underWay -= 1;
-      this.#changed.now();
       this.#retire(id, store);
     }
   }
 
   /** Legs that have all have the same word: one that answers otherwise than the first one has not. */
-  #judge(store: Store, leg: Leg, access: RegionAccess, outcome: 'stored' | HoldfastError): void {
+  #judge(store: Store, leg: Leg, link: LegLink, outcome: 'stored' | HoldfastError): void {
     store.outcome ??= outcome;
     if ((outcome === 'stored') === (store.outcome === 'stored')) return;
-    const message = `${access.unit} and the other unit do not agree whether a guard holds`;
-    this.#legFailed(leg, access, new HoldfastError('ERR_HOLDFAST_INCONSISTENT', message));
+    const message = `${link.access.unit} and the other unit do not agree whether a guard holds`;
+    this.#legFailed(leg, link, new HoldfastError('ERR_HOLDFAST_INCONSISTENT', message));
   }
 
   /** A leg that was copied to has stored what the guard refuses: it is filled anew. */
   #refill(store: Store, refusal: HoldfastError): void {
-    for (const [leg, access] of store.unchecked.splice(0)) this.#legFailed(leg, access, refusal);
+    for (const [leg, link] of store.unchecked.splice(0)) this.#legFailed(leg, link, refusal);
   }
 
-  /** The place of a store is free when it is over and its bytes are no longer in use. */
+  /** The caller is told when its bytes are no longer in use; its place is free when nothing of it is under way. */
   #retire(id: number, store: Store): void {
-    if (store.underWay > 0 || !store.isOver || !this.#stores.delete(id)) return;
-    this.#gate.leave();
+    if (!store.isOver) return;
+    const isIdle = store.underWay === 0;
+    if (isIdle || store.isCopied) {
+      if (store.failure === undefined) store.resolve();
+      else store.reject(store.failure);
+    }
+    if (isIdle && this.#stores.delete(id)) this.#gate.leave();
   }
 
   async #leaving<Result>(command: Promise<Result>): Promise<Result> {
@@ -442,7 +470,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   }
 
   #storesWithin(address: number, lengthBytes: number): Store[] {
-    const within = (store: Store): boolean => overlaps(store, { base: address, lengthBytes });
+    const within = ({ command }: Store): boolean => overlaps(command, { base: address, lengthBytes });
     return [...this.#stores.values()].filter((store) => !store.isOver && within(store));
   }
 
@@ -465,7 +493,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   // Legs
 
   /** A leg that has all. Waits while there is none because the register is about to name one. */
-  async #source(signal: AbortSignal | undefined): Promise<[Leg, RegionAccess]> {
+  async #source(signal: AbortSignal | undefined): Promise<[Leg, LegLink]> {
     for (;;) {
       if (this.#failure !== undefined) throw this.#failure;
       throwIfAborted(signal, 'the read');
@@ -475,32 +503,53 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     }
   }
 
-  #sourceNow(): [Leg, RegionAccess] | undefined {
+  #sourceNow(): [Leg, LegLink] | undefined {
     const leg = this.#machine.source;
-    const access = leg === undefined ? undefined : this.#accesses[leg];
-    return leg === undefined || access === undefined ? undefined : [leg, access];
+    const link = leg === undefined ? undefined : this.#links[leg];
+    return leg === undefined || link === undefined ? undefined : [leg, link];
   }
 
   /** The leg is out, unless it was the caller's fault. */
-  #readFailed(leg: Leg, access: RegionAccess, error: unknown): void {
+  #readFailed(leg: Leg, link: LegLink, error: unknown, signal: AbortSignal | undefined): void {
+    throwIfAborted(signal, 'the read');
     const isCallers =
-      isHoldfastError(error, 'ERR_HOLDFAST_ABORTED') ||
-      isHoldfastError(error, 'ERR_HOLDFAST_QUEUE_FULL') ||
-      isHoldfastError(error, 'ERR_HOLDFAST_BAD_ARGUMENT');
+      isHoldfastError(error, 'ERR_HOLDFAST_QUEUE_FULL') || isHoldfastError(error, 'ERR_HOLDFAST_BAD_ARGUMENT');
     if (isCallers) throw error;
-    this.#legFailed(leg, access, error);
+    this.#legFailed(leg, link, error);
   }
 
-  #legFailed(leg: Leg, access: RegionAccess, error: unknown): void {
-    if (this.#accesses[leg] !== access) return;
-    this.#accesses[leg] = undefined;
-    this.#problems[leg] = asProblem(error);
+  #legFailed(leg: Leg, link: LegLink, error: unknown): void {
+    if (this.#links[leg] !== link) return;
+    const problem = asProblem(error);
+    this.#links[leg] = undefined;
+    this.#problems[leg] = problem;
     this.#stopCopy();
     this.#step({ kind: 'leg-failed', leg });
+    link.giveUp(problem);
+  }
+
+  /** While something is under way. */
+  #keepTime(): void {
+    if (this.#timer !== undefined || this.#failure !== undefined) return;
+    this.#timer = this.#clock.setTimer((this.#options.commandMs ?? COMMAND_MS) / TICKS, () => {
+      this.#timer = undefined;
+      this.#tick();
+      if (this.#links.some((link) => link?.isBusy)) this.#keepTime();
+    });
+  }
+
+  /** A leg that does not answer is left out, unless there is no other one that does. */
+  #tick(): void {
+    const [leg, other] = LEGS.filter((each) => this.#links[each]?.tick());
+    if (leg === undefined || other !== undefined || !this.#machine.canSpare(leg)) return;
+    const link = this.#links[leg]!;
+    this.#lateFills[leg] = this.#isFilled(leg) ? this.#lateFills[leg] + 1 : 0;
+    const message = `${link.access.unit} has left a command without an answer for ${this.#options.commandMs ?? COMMAND_MS} ms`;
+    this.#legFailed(leg, link, new HoldfastError('ERR_HOLDFAST_TIMEOUT', message));
   }
 
   async #takeOver(leg: Leg): Promise<void> {
-    this.#accesses[leg] = undefined;
+    this.#links[leg] = undefined;
     const late = new AbortController();
     const legMs = this.#options.legMs ?? LEG_MS;
     const timer = this.#clock.setTimer(legMs, () => late.abort());
@@ -522,10 +571,13 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
 
   async #reopen(leg: Leg): Promise<void> {
     const { signal } = this.#ending;
-    let delayMs = RETRY_FIRST_MS;
+    const { retryMs = RETRY_MS } = this.#options;
+    // One that takes a key and then hangs holds up stores again and again.
+    const fills = this.#lateFills[leg];
+    let delayMs = fills === 0 ? RETRY_FIRST_MS : retryMs * Math.min(2 ** fills, LATE_RETRIES_MOST);
     while (!signal.aborted) {
       await this.#sleep(delayMs);
-      delayMs = Math.min(2 * delayMs, this.#options.retryMs ?? RETRY_MS);
+      delayMs = Math.min(2 * delayMs, retryMs);
       try {
         this.#take(leg, await orAbort(this.#options.legs.open(leg, 'rebuild', signal), signal));
       } catch (error) {
@@ -547,7 +599,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
         'ERR_HOLDFAST_SETTINGS_DIFFER',
         `${units[leg]} opens ${lengthBytes} bytes at ${base}, and ${units[otherLeg(leg)]} ${this.#range.lengthBytes} at ${this.#range.base}; give the region the same size in both`,
       );
-    this.#accesses[leg] = access;
+    this.#links[leg] = new LegLink(access, () => this.#keepTime());
     this.#problems[leg] = undefined;
   }
 
@@ -565,8 +617,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     const copy: LegCopy = {
       from,
       to,
-      source: this.#accesses[from]!,
-      target: this.#accesses[to]!,
+      source: this.#links[from]!,
+      target: this.#links[to]!,
       bytes: new Uint8Array(chunkBytes),
       old: compare ? new Uint8Array(chunkBytes) : undefined,
     };
@@ -591,18 +643,18 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     const { from, to, source, target } = copy;
     const bytes = copy.bytes.subarray(0, lengthBytes);
     const old = copy.old?.subarray(0, lengthBytes);
-    const attempt = async (leg: Leg, access: RegionAccess, command: Promise<void>): Promise<void> => {
+    const attempt = async (leg: Leg, link: LegLink, command: LegCommand<void>): Promise<void> => {
       try {
-        await command;
+        await link.run(lengthBytes, command);
       } catch (error) {
-        this.#legFailed(leg, access, error);
+        this.#legFailed(leg, link, error);
       }
     };
-    const reads = [attempt(from, source, source.read(base, bytes))];
-    if (old !== undefined) reads.push(attempt(to, target, target.read(base, old)));
+    const reads = [attempt(from, source, (access, signal) => access.read(base, bytes, { signal }))];
+    if (old !== undefined) reads.push(attempt(to, target, (access, signal) => access.read(base, old, { signal })));
     await Promise.all(reads);
     if (this.#copying !== copy || (old !== undefined && Buffer.compare(bytes, old) === 0)) return;
-    await attempt(to, target, target.write(base, [bytes]));
+    await attempt(to, target, (access, signal) => access.write(base, [bytes], { signal }));
   }
 
   #stopCopy(): void {
@@ -612,15 +664,33 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   }
 
   async #persistLeg(leg: Leg): Promise<void> {
-    const access = this.#accesses[leg]!;
     const { base, lengthBytes } = this.range;
+    const end = base + lengthBytes;
+    const persistedTo = (from: number): number => Math.min(from + PERSIST_BYTES, end);
+    const link = this.#links[leg]!;
     try {
-      await access.persist(base, lengthBytes);
+      for (let from = base; from < end; from = persistedTo(from))
+        await this.#persistPart(link, from, persistedTo(from) - from);
     } catch (error) {
-      this.#legFailed(leg, access, error);
+      this.#legFailed(leg, link, error);
       return;
     }
-    if (this.#accesses[leg] === access) this.#step({ kind: 'persisted', leg });
+    if (this.#links[leg] === link) this.#step({ kind: 'persisted', leg });
+  }
+
+  #persistPart(link: LegLink, address: number, lengthBytes: number): Promise<void> {
+    return link.run(lengthBytes, (access, signal) => access.persist(address, lengthBytes, { signal }));
+  }
+
+  async #probe(leg: Leg): Promise<void> {
+    const link = this.#links[leg]!;
+    try {
+      await this.#persistPart(link, this.range.base, WORD_BYTES);
+    } catch (error) {
+      this.#legFailed(leg, link, error);
+      return;
+    }
+    if (this.#links[leg] === link) this.#step({ kind: 'answers', leg });
   }
 
   // The register
@@ -707,6 +777,9 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
       case 'persist':
         void this.#persistLeg(effect.leg);
         break;
+      case 'probe':
+        void this.#probe(effect.leg);
+        break;
       case 'reopen':
         void this.#reopen(effect.leg);
         break;
@@ -729,8 +802,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   #acknowledge(id: number): void {
     const store = this.#stores.get(id)!;
     store.isOver = true;
-    if (store.outcome === undefined || store.outcome === 'stored') store.resolve();
-    else store.reject(store.outcome);
+    store.failure = store.outcome === 'stored' ? undefined : store.outcome;
     this.#retire(id, store);
   }
 
@@ -741,12 +813,14 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     this.#ending.abort();
     this.#refuse(failure);
     this.#gate.close(failure);
+    this.#timer?.cancel();
     for (const [id, store] of this.#stores) {
+      if (!store.isOver) store.failure = failure;
       store.isOver = true;
-      store.reject(failure);
       this.#retire(id, store);
     }
     this.#step({ kind: 'close' });
+    for (const link of this.#links) link?.giveUp(failure);
   }
 
   /** All keys are void, or nobody answers: if another has taken over, that is why. */
@@ -852,6 +926,22 @@ export function orAbort<Result>(
       },
     );
   });
+}
+
+/** Settles as the promise does; or, when the signal fires before that, with ERR_HOLDFAST_ABORTED. */
+function cancellable(promise: Promise<void>, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const over = (): void => signal.removeEventListener('abort', abort);
+    const abort = (): void =>
+      reject(new HoldfastError('ERR_HOLDFAST_ABORTED', 'the wait for a store was cancelled', { cause: signal.reason }));
+    signal.addEventListener('abort', abort, { once: true });
+    if (signal.aborted) abort();
+    promise.finally(over).then(resolve, reject);
+  });
+}
+
+function either(ends: AbortSignal, callers: AbortSignal | undefined): AbortSignal {
+  return callers === undefined ? ends : AbortSignal.any([ends, callers]);
 }
 
 function overlaps(store: { address: number; lengthBytes: number }, range: AddressRange): boolean {

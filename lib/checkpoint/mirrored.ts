@@ -13,6 +13,8 @@
  *   every leg in question are void, so that no store of theirs comes after it.
  * - A leg joins only when it has all that its source has, durably, and no store is under way until the register names it:
  *   what a reader has seen on the source alone is on both from then on.
+ * - A leg is left out only for one that has answered since: while the other one hangs, both stay named, so that whoever
+ *   takes over can have either. Both are never left out.
  * - Without a leg that is named and answers it ends: a leg that is not named is never taken instead.
  * - One change of the register at a time, each carried through until its outcome is known.
  */
@@ -55,6 +57,8 @@ export type MirrorEvent =
   | { readonly kind: 'leg-opened'; readonly leg: Leg }
   /** No answer to `take-over`, or a command has failed there. */
   | { readonly kind: 'leg-failed'; readonly leg: Leg }
+  /** Answer to `probe`. */
+  | { readonly kind: 'answers'; readonly leg: Leg }
   /** Answer to `swap`. */
   | { readonly kind: 'swapped' }
   | { readonly kind: 'swap-lost'; readonly current: Standing | undefined }
@@ -79,6 +83,8 @@ export type MirrorEffect =
   /** Makes `to` like `from`. `compare`: they differ in little. */
   | { readonly kind: 'copy'; readonly from: Leg; readonly to: Leg; readonly compare: boolean }
   | { readonly kind: 'persist'; readonly leg: Leg }
+  /** Whether it still makes anything durable. */
+  | { readonly kind: 'probe'; readonly leg: Leg }
   /** Tries until it has a key for rebuilding. */
   | { readonly kind: 'reopen'; readonly leg: Leg }
   | { readonly kind: 'send'; readonly id: number; readonly legs: LegMask }
@@ -110,6 +116,8 @@ export class MirrorWriter {
   /** In the order of their ids, that is of being sent. */
   readonly #stores = new Map<number, PendingStore>();
   readonly #isPersisted: [boolean, boolean] = [false, false];
+  /** Since the other leg has failed. */
+  readonly #hasAnswered: [boolean, boolean] = [false, false];
   #effects: MirrorEffect[] = [];
   #phase: MirrorPhase = 'new';
   #standing: Standing | undefined;
@@ -153,6 +161,14 @@ export class MirrorWriter {
     return LEGS.find((leg) => this.#legs[leg] === 'in');
   }
 
+  /** Whether the other leg can do without this one, which is under way with something and does not answer. */
+  canSpare(leg: Leg): boolean {
+    const state = this.#legs[leg];
+    if (state !== 'in' && !isBeingFilled(state)) return false;
+    const other = otherLeg(leg);
+    return this.#legs[other] === 'in' || this.#canStandIn(other);
+  }
+
   step(event: MirrorEvent): readonly MirrorEffect[] {
     this.#effects = [];
     if (this.#phase !== 'ended') this.#take(event);
@@ -174,6 +190,10 @@ export class MirrorWriter {
         break;
       case 'leg-failed':
         this.#failed(event.leg);
+        break;
+      case 'answers':
+        this.#hasAnswered[event.leg] = true;
+        if (this.#phase === 'equalising' || this.#phase === 'serving') this.#decide();
         break;
       case 'swapped':
         this.#swapped();
@@ -287,13 +307,21 @@ export class MirrorWriter {
     this.#legs[leg] = isNamed ? 'broken' : 'out';
     for (const store of this.#stores.values()) store.missing = withoutLeg(store.missing, leg);
     const other = otherLeg(leg);
-    // Before they are equal either will do: no more than what nobody was told about is on one leg alone.
-    if (this.#standing?.equal === false && this.#isNamed(other) && isBeingFilled(this.#legs[other])) {
+    if (this.#canStandIn(other)) {
       this.#legs[other] = 'in';
       this.#settle(other);
     }
+    if (isNamed && this.#mayBeNamed(other) && this.#legs[other] !== 'broken') {
+      this.#hasAnswered[other] = false;
+      this.#effects.push({ kind: 'probe', leg: other });
+    }
     if (!isNamed && this.#phase === 'serving') this.#effects.push({ kind: 'reopen', leg });
     this.#decide();
+  }
+
+  /** Before they are equal either will do: no more than what nobody was told about is on one leg alone. */
+  #canStandIn(leg: Leg): boolean {
+    return this.#standing?.equal === false && this.#isNamed(leg) && isBeingFilled(this.#legs[leg]);
   }
 
   #copied(leg: Leg): void {
@@ -332,11 +360,18 @@ export class MirrorWriter {
     const inSync = (usable | joining) as LegMask;
     const isFilling = !standing.equal && LEGS.some((leg) => isBeingFilled(this.#legs[leg]) && !hasLeg(joining, leg));
     if (!isFilling && (inSync !== standing.inSync || !standing.equal)) {
-      this.#change({ ...standing, inSync, equal: true, change: standing.change + 1 }, inSync);
+      const next: Standing = { ...standing, inSync, equal: true, change: standing.change + 1 };
+      if (this.#mayLeaveOut(standing, next)) this.#change(next, inSync);
     } else if (this.#phase === 'equalising' && standing.equal && this.#isSettled()) {
       this.#serve(standing);
     }
     this.#acknowledge();
+  }
+
+  /** Not for one that may hang, too. */
+  #mayLeaveOut(standing: Standing, next: Standing): boolean {
+    if ((standing.inSync & ~next.inSync) === 0) return true;
+    return LEGS.every((leg) => !hasLeg(next.inSync, leg) || this.#hasAnswered[leg]);
   }
 
   #change(next: Standing, revoked: LegMask): void {

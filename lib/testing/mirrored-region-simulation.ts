@@ -161,6 +161,7 @@ class MirroredRegionSimulation {
     else if (draw < 78) unit.crashAtStore(1 + this.#random.below(20));
     else if (draw < 84) unit.voidKeys();
     else if (draw < 90) this.#cutFromRegister(writer);
+    else if (draw < 95) this.#hang(unit);
     else {
       unit.failNext = (['write', 'persist', 'read'] as const)[this.#random.below(3)];
       this.#world.note(`${unit.name} is to fail to ${unit.failNext}`);
@@ -177,6 +178,12 @@ class MirroredRegionSimulation {
     this.#world.note(`${writer.name} is killed`);
     writer.process.kill();
     for (const unit of this.#units) unit.breakSession(writer);
+  }
+
+  #hang(unit: SimulatedRegionUnit): void {
+    if (!unit.isUp) return;
+    unit.hang();
+    this.#later(this.#random.between(1, 300), () => unit.goOn());
   }
 
   #pause(writer: RegionClient): void {
@@ -288,6 +295,7 @@ class MirroredRegionSimulation {
       arbiter: this.#register.arbiterOf(writer),
       writer: writer.name,
       legMs: 50,
+      commandMs: 60,
       retryMs: 100,
       chunkBytes: CHUNK_BYTES,
       maxInFlight: 4,
@@ -389,6 +397,7 @@ class MirroredRegionSimulation {
     }
     for (const unit of this.#units) {
       unit.failNext = undefined;
+      unit.goOn();
       unit.crash();
       unit.start();
     }

@@ -83,11 +83,23 @@ class Session {
   }
 
   /** Commands arrive in the order of the calls, and so do the answers to those that end in it. */
-  call<Result>(execute: () => Promise<Result>): Promise<Result> {
+  call<Result>(execute: () => Promise<Result>, signal?: AbortSignal): Promise<Result> {
     if (!this.isOpenAtClient) return Promise.reject(lost(this.#unit.name));
     const { scheduler } = this.#world;
-    return new Promise((resolve, reject) => {
+    return new Promise((resolveCall, rejectCall) => {
+      const abort = (): void => {
+        if (this.#pending.delete(reject)) reject(new HoldfastError('ERR_HOLDFAST_ABORTED', 'a command was cancelled'));
+      };
+      const resolve = (result: Result): void => {
+        signal?.removeEventListener('abort', abort);
+        resolveCall(result);
+      };
+      const reject = (error: Error): void => {
+        signal?.removeEventListener('abort', abort);
+        rejectCall(error);
+      };
       this.#pending.add(reject);
+      signal?.addEventListener('abort', abort);
       const answer = (settle: () => void): void => {
         this.#answeredUs = Math.max(this.#answeredUs, scheduler.nowUs + frameMs(this.#world) * 1000);
         scheduler.schedule(this.#answeredUs - scheduler.nowUs, () => {
@@ -148,6 +160,8 @@ export class SimulatedRegionUnit {
   /** The manager lets in one at a time. */
   #admission: Promise<unknown> = Promise.resolve();
   #wake: (() => void)[] = [];
+  /** Commands that a unit that hangs has begun and not executed. */
+  #held: (() => void)[] | undefined;
   /** What fails next, for tests of one failure. */
   failNext: 'write' | 'persist' | 'read' | undefined;
 
@@ -213,6 +227,18 @@ export class SimulatedRegionUnit {
     for (const key of this.#keys) key.isVoid = true;
   }
 
+  /** Its sessions live, it gives keys, and no command ends, until `goOn`. */
+  hang(): void {
+    this.#world.note(`${this.name} hangs`);
+    this.#held ??= [];
+  }
+
+  goOn(): void {
+    const held = this.#held ?? [];
+    this.#held = undefined;
+    for (const resolve of held) resolve();
+  }
+
   read(offset: number, target: Uint8Array): void {
     this.#face!.read(offset, target);
   }
@@ -247,13 +273,18 @@ export class SimulatedRegionUnit {
     if (key.isVoid || !this.isUp)
       return Promise.reject(new HoldfastError('ERR_HOLDFAST_KEY_INVALID', `${this.name} knows no such key`));
     key.running += 1;
-    const result = command(this.#face!);
+    const result = this.#held === undefined ? command(this.#face!) : this.#executeLater(command);
     const over = (): void => {
       key.running -= 1;
       this.#told();
     };
     result.then(over, over);
     return result;
+  }
+
+  async #executeLater<Result>(command: (memory: UnitMemory) => Promise<Result>): Promise<Result> {
+    await this.#within(new Promise<void>((resolve) => this.#held!.push(resolve)));
+    return command(this.#face!);
   }
 
   /** Persists what lies there now. Never answers if the power goes meanwhile. */
@@ -329,6 +360,7 @@ export class SimulatedRegionUnit {
 
   #down(): void {
     this.#face = undefined;
+    this.#held = undefined;
     for (const key of this.#keys) key.isVoid = true;
     this.#keys.clear();
     this.#wake = [];
@@ -360,12 +392,12 @@ class SimulatedAccess implements RegionAccess {
     return this.#session.isOpenAtClient;
   }
 
-  async read(address: number, target: Uint8Array): Promise<void> {
+  async read(address: number, target: Uint8Array, { signal }: CommandOptions = {}): Promise<void> {
     const bytes = await this.#call(async (memory) => {
       const copy = new Uint8Array(target.length);
       this.#unit.load(memory, address, copy);
       return copy;
-    });
+    }, signal);
     target.set(bytes);
   }
 
@@ -377,11 +409,11 @@ class SimulatedAccess implements RegionAccess {
         throw new HoldfastError('ERR_HOLDFAST_FENCED', `the guard at ${guard.address} does not hold`);
       await this.#unit.store(memory, address, bytes);
       if (options.persist === true) await this.#unit.persist(memory, address, bytes.length);
-    });
+    }, options.signal);
   }
 
-  persist(address: number, lengthBytes: number): Promise<void> {
-    return this.#call((memory) => this.#unit.persist(memory, address, lengthBytes));
+  persist(address: number, lengthBytes: number, { signal }: CommandOptions = {}): Promise<void> {
+    return this.#call((memory) => this.#unit.persist(memory, address, lengthBytes), signal);
   }
 
   compareAndSwap(address: number, expected: bigint, desired: bigint, options: StoreOptions = {}): Promise<bigint> {
@@ -389,23 +421,16 @@ class SimulatedAccess implements RegionAccess {
       const before = memory.compareAndSwap(address, expected, desired);
       if (options.persist === true) await this.#unit.persist(memory, address, 8);
       return before;
-    });
+    }, options.signal);
   }
 
   /** A watch is no command under way: a revocation does not wait for it. */
   watch(_address: number, _lengthBytes: number, since: number, options: CommandOptions = {}): Promise<number> {
-    const told = this.#session.call(() => this.#unit.changed(since));
-    const { signal } = options;
-    if (signal === undefined) return told;
-    const aborted = new Promise<never>((_resolve, reject) => {
-      const abort = (): void => reject(new HoldfastError('ERR_HOLDFAST_ABORTED', 'the watch was cancelled'));
-      signal.addEventListener('abort', abort, { once: true });
-    });
-    return Promise.race([told, aborted]);
+    return this.#session.call(() => this.#unit.changed(since), options.signal);
   }
 
-  #call<Result>(command: (memory: UnitMemory) => Promise<Result>): Promise<Result> {
-    return this.#session.call(() => this.#unit.execute(this.#key, command));
+  #call<Result>(command: (memory: UnitMemory) => Promise<Result>, signal: AbortSignal | undefined): Promise<Result> {
+    return this.#session.call(() => this.#unit.execute(this.#key, command), signal);
   }
 }
 

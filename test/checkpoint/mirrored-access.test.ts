@@ -1,7 +1,10 @@
 /** A mirrored region: what its writer is told when legs, the register or the writer itself fail. */
 import { getEventListeners } from 'node:events';
 import { describe, expect, test } from 'vitest';
-import type { MirroredAccess } from '../../lib/checkpoint/mirrored-access.ts';
+import { HoldfastError, throwIfAborted } from '../../lib/base/errors.ts';
+import type { MirroredAccess, MirrorLegs } from '../../lib/checkpoint/mirrored-access.ts';
+import type { CommandOptions, RegionAccess, WriteOptions } from '../../lib/checkpoint/one-sided.ts';
+import { legsOf } from '../../lib/testing/simulated-region-units.ts';
 import { codeOf, REGION_BYTES, Stage } from './mirror-stage.ts';
 
 const file = (name: string) => new URL(`transcripts/mirrored-${name}.txt`, import.meta.url).pathname;
@@ -162,6 +165,7 @@ describe('a leg fails', () => {
     await stage.until(stage.write(access, 0, 1));
     stage.a.failNext = 'read';
     expect(await stage.read(access, 0)).toBe(1);
+    await stage.pass(20);
     expect(stage.register.value).toMatch(/^HFM1 1 b /);
   });
 
@@ -208,6 +212,334 @@ describe('a leg fails', () => {
     await stage.inSync(access);
     expect(stage.register.value).toMatch(/^HFM1 1 ab /);
     expect(stage.peek(stage.b, 0)).toBe(1);
+  });
+});
+
+describe('a unit hangs and keeps its sessions', () => {
+  const bytes = (value: number, length = 8) => [new Uint8Array(length).fill(value)];
+
+  async function hanging(): Promise<{ stage: Stage; access: MirroredAccess }> {
+    const stage = new Stage();
+    const access = await stage.open(stage.client('w'), { commandMs: 1000 });
+    await stage.until(access.write(0, bytes(1, 64), { persist: true }));
+    return { stage, access };
+  }
+
+  test('it is left out, and rebuilt when it goes on; what it does late is overwritten', async () => {
+    const stage = new Stage();
+    const access = await stage.open(stage.client('w'), { commandMs: 1000 });
+    await stage.until(stage.write(access, 0, 1));
+    stage.b.hang();
+    await stage.until(stage.write(access, 0, 2));
+    await stage.until(stage.write(access, 0, 3));
+    expect(await stage.read(access, 0)).toBe(3);
+    expect(access.status.legs[1].problem?.code).toBe('ERR_HOLDFAST_TIMEOUT');
+    expect(stage.peek(stage.b, 0)).toBe(1);
+    stage.say('unit-b goes on');
+    stage.b.goOn();
+    expect(stage.peek(stage.b, 0)).not.toBe(3);
+    await stage.inSync(access);
+    expect(stage.peek(stage.b, 0)).toBe(3);
+    await expect(stage.transcript).toMatchFileSnapshot(file('hang'));
+  });
+
+  test('but not before its time: a unit that is slow stays in', async () => {
+    const { stage, access } = await hanging();
+    stage.b.hang();
+    const slow = access.write(0, bytes(2), { persist: true });
+    await stage.pass(900);
+    stage.b.goOn();
+    await stage.until(slow);
+    await stage.pass(3000);
+    expect(stage.register.value).toMatch(/^HFM1 1 ab /);
+  });
+
+  test('both: neither is left out, and all waits; the one that goes on is the copy', async () => {
+    const { stage, access } = await hanging();
+    stage.a.hang();
+    stage.b.hang();
+    const controller = new AbortController();
+    const given = rejection(access.write(64, bytes(9), { signal: controller.signal }));
+    const write = access.write(0, bytes(2), { persist: true });
+    await stage.pass(30_000);
+    expect(stage.register.value).toMatch(/^HFM1 1 ab /);
+    controller.abort();
+    expect(await given).toBe('ERR_HOLDFAST_ABORTED');
+    stage.b.goOn();
+    await stage.until(write);
+    expect(stage.register.value).toMatch(/^HFM1 1 b /);
+    stage.a.goOn();
+    await stage.inSync(access);
+    expect([stage.peek(stage.a, 0), stage.peek(stage.b, 0)]).toEqual([2, 2]);
+  });
+
+  test('both at the same time, and go on: none is left out', async () => {
+    const { stage, access } = await hanging();
+    stage.a.hang();
+    stage.b.hang();
+    const write = access.write(0, bytes(2), { persist: true });
+    await stage.pass(10_000);
+    expect(access.status.legs.map(({ state }) => state)).toEqual(['in-sync', 'in-sync']);
+    stage.a.goOn();
+    stage.b.goOn();
+    await stage.until(write);
+    await stage.pass(3000);
+    expect(stage.register.value).toMatch(/^HFM1 1 ab w [0-9a-f]{16} 2$/);
+  });
+
+  test('the other one fails meanwhile: both stay named, so that a take-over can have either', async () => {
+    const { stage, access } = await hanging();
+    stage.b.hang();
+    stage.a.failNext = 'write';
+    const write = stage.write(access, 0, 2);
+    await stage.pass(10_000);
+    expect(stage.register.value).toMatch(/^HFM1 1 ab /);
+    expect(stage.lines).not.toContain('   2 at 0 is acknowledged');
+    const next = await stage.open(stage.client('next'), { legMs: 300 });
+    expect(stage.register.value).toMatch(/^HFM1 2 a /);
+    expect(await stage.read(next, 0)).toBe(1);
+    stage.b.goOn();
+    await stage.until(write);
+    expect(access.failure?.code).toBe('ERR_HOLDFAST_FENCED');
+    await stage.inSync(next);
+    expect(stage.peek(stage.b, 0)).toBe(1);
+  });
+
+  test('another takes over meanwhile: nothing of the first one is acknowledged any more', async () => {
+    const { stage, access } = await hanging();
+    stage.b.hang();
+    const write = stage.write(access, 0, 2);
+    const next = await stage.open(stage.client('next'), { legMs: 300, commandMs: 1000 });
+    expect(stage.register.value).toMatch(/^HFM1 2 a /);
+    const found = await stage.read(next, 0);
+    await stage.until(write);
+    expect(access.failure?.code).toBe('ERR_HOLDFAST_FENCED');
+    stage.b.goOn();
+    await stage.inSync(next);
+    expect([stage.peek(stage.a, 0), stage.peek(stage.b, 0)]).toEqual([found, found]);
+  });
+
+  test('while a take-over makes both alike: it goes on with the other one', async () => {
+    for (const unit of ['a', 'b'] as const) {
+      const { stage, access } = await hanging();
+      await access.close();
+      stage[unit].hang();
+      const next = await stage.open(stage.client('next'), { commandMs: 1000 });
+      expect(stage.register.value).toMatch(unit === 'a' ? /^HFM1 2 b / : /^HFM1 2 a /);
+      expect(await stage.read(next, 0)).toBe(1);
+    }
+  });
+
+  test('a read is given by the other one, and the late answer touches nothing', async () => {
+    const { stage, access } = await hanging();
+    stage.a.hang();
+    const target = new Uint8Array(8);
+    await stage.until(access.read(0, target));
+    expect(target[0]).toBe(1);
+    target.fill(7);
+    stage.a.goOn();
+    await stage.inSync(access);
+    expect(target[0]).toBe(7);
+  });
+
+  test('a compare and swap is decided by the other one', async () => {
+    const { stage, access } = await hanging();
+    stage.a.hang();
+    const found = await stage.until(access.compareAndSwap(8, 0x0101_0101_0101_0101n, 5n, { persist: true }));
+    expect(found).toBe(0x0101_0101_0101_0101n);
+    stage.a.goOn();
+    await stage.inSync(access);
+    expect([stage.peek(stage.a, 8), stage.peek(stage.b, 8)]).toEqual([5, 5]);
+  });
+
+  test('a guard is judged by the one that answers', async () => {
+    const { stage, access } = await hanging();
+    stage.b.hang();
+    const guard = { address: 0, expected: 3n };
+    expect(await stage.until(rejection(access.write(8, bytes(9), { persist: true, guard })))).toBe(
+      'ERR_HOLDFAST_FENCED',
+    );
+    expect(access.open).toBe(true);
+    stage.b.goOn();
+    await stage.inSync(access);
+    expect([stage.peek(stage.a, 8), stage.peek(stage.b, 8)]).toEqual([1, 1]);
+  });
+
+  test('a watch moves to the other one', async () => {
+    const { stage, access } = await hanging();
+    const since = await stage.until(access.watch(0, 8, 0));
+    const told = access.watch(0, 8, since);
+    stage.a.hang();
+    await stage.until(access.write(64, bytes(2)));
+    expect(await stage.until(told)).toBeGreaterThan(since);
+  });
+
+  test('while it is filled: writes do not wait for it, and it is filled anew', async () => {
+    const { stage, access } = await hanging();
+    stage.b.crash();
+    await stage.until(access.write(0, bytes(2), { persist: true }));
+    stage.b.start();
+    const limitMs = stage.scheduler.nowMs + 5000;
+    await stage.scheduler.run(() => access.status.rebuild !== undefined || stage.scheduler.nowMs > limitMs);
+    stage.b.hang();
+    const startMs = stage.scheduler.nowMs;
+    await stage.until(access.write(2048, bytes(3), { persist: true }));
+    expect(stage.scheduler.nowMs - startMs).toBeLessThan(500);
+    await stage.pass(3000);
+    expect(access.status.legs[1].state).toBe('out-of-sync');
+    stage.b.goOn();
+    await stage.inSync(access);
+    expect([stage.peek(stage.b, 0), stage.peek(stage.b, 2048)]).toEqual([2, 3]);
+  });
+
+  test('the one that the other one is filled from: it is waited for', async () => {
+    const { stage, access } = await hanging();
+    stage.b.crash();
+    await stage.until(access.write(0, bytes(2), { persist: true }));
+    stage.b.start();
+    const limitMs = stage.scheduler.nowMs + 5000;
+    await stage.scheduler.run(() => access.status.rebuild !== undefined || stage.scheduler.nowMs > limitMs);
+    stage.a.hang();
+    const write = access.write(0, bytes(3), { persist: true });
+    await stage.pass(10_000);
+    expect(stage.register.value).toMatch(/^HFM1 1 a /);
+    stage.a.goOn();
+    await stage.until(write);
+    await stage.inSync(access);
+    expect([stage.peek(stage.a, 0), stage.peek(stage.b, 0)]).toEqual([3, 3]);
+  });
+
+  test('a writer that stood still itself leaves nobody out', async () => {
+    const stage = new Stage();
+    const client = stage.client('w');
+    const access = await stage.open(client, { commandMs: 1000 });
+    const write = access.write(0, bytes(2), { persist: true });
+    client.process.pause();
+    await stage.pass(60_000);
+    client.process.resume();
+    await stage.until(write);
+    await stage.pass(5000);
+    expect(stage.register.value).toMatch(/^HFM1 1 ab /);
+  });
+
+  test('closing ends what waits for it', async () => {
+    const { stage, access } = await hanging();
+    stage.b.hang();
+    const write = rejection(access.write(0, bytes(2)));
+    await stage.pass(100);
+    await access.close();
+    expect(await write).toBe('ERR_HOLDFAST_CLOSED');
+  });
+});
+
+describe("the bytes of a write are the caller's again when it ends", () => {
+  function otherwise(access: RegionAccess, methods: Partial<RegionAccess>): RegionAccess {
+    const { unit, range, epoch } = access;
+    return {
+      unit,
+      range,
+      epoch,
+      open: true,
+      read: (...call) => access.read(...call),
+      write: (...call) => access.write(...call),
+      persist: (...call) => access.persist(...call),
+      compareAndSwap: (...call) => access.compareAndSwap(...call),
+      watch: (...call) => access.watch(...call),
+      ...methods,
+    };
+  }
+
+  /** As over a session that is out of credit: commands are sent a while after the call, their bytes as they are then. */
+  function sendLate(access: RegionAccess, delay: Promise<void>): RegionAccess {
+    const sent = async (signal: AbortSignal | undefined): Promise<void> => {
+      await delay;
+      throwIfAborted(signal, 'the command');
+    };
+    return otherwise(access, {
+      write: async (address: number, chunks: readonly Uint8Array[], options: WriteOptions = {}) => {
+        await sent(options.signal);
+        await access.write(address, chunks, options);
+      },
+      persist: async (address: number, lengthBytes: number, options: CommandOptions = {}) => {
+        await sent(options.signal);
+        await access.persist(address, lengthBytes, options);
+      },
+    });
+  }
+
+  async function withLateUnit(): Promise<{ stage: Stage; access: MirroredAccess; late: { delay: Promise<void> } }> {
+    const stage = new Stage();
+    const client = stage.client('w');
+    const late = { delay: Promise.resolve() };
+    const legs = legsOf([stage.a, stage.b], client);
+    const open: MirrorLegs['open'] = async (leg, purpose, signal) => {
+      const access = await legs.open(leg, purpose, signal);
+      return leg === 0 ? access : sendLate(access, late.delay);
+    };
+    return { stage, access: await stage.open(client, { legs: { ...legs, open }, commandMs: 1000 }), late };
+  }
+
+  test('a leg that was being filled got what the caller had put there after its write', async () => {
+    const { stage, access, late } = await withLateUnit();
+    stage.b.crash();
+    await stage.until(access.write(0, [new Uint8Array(8)]));
+    let go!: () => void;
+    late.delay = new Promise((resolve) => {
+      go = resolve;
+    });
+    stage.b.start();
+    const limitMs = stage.scheduler.nowMs + 5000;
+    await stage.scheduler.run(() => access.status.rebuild !== undefined || stage.scheduler.nowMs > limitMs);
+    const bytes = new Uint8Array(64).fill(1);
+    await stage.until(access.write(3072, [bytes], { persist: true }));
+    bytes.fill(9);
+    go();
+    await stage.inSync(access);
+    expect([stage.peek(stage.a, 3072), stage.peek(stage.b, 3072)]).toEqual([1, 1]);
+  });
+
+  test('a leg that is left out still reads them: the write ends when it does no more', async () => {
+    const { stage, access } = await opened();
+    await access.close();
+    const client = stage.client('next');
+    const legs = legsOf([stage.a, stage.b], client);
+    let isOpen = false;
+    let go!: () => void;
+    const gone = new Promise<void>((resolve) => {
+      go = resolve;
+    });
+    // What is in the socket is not withdrawn.
+    const write = async (): Promise<void> => {
+      await gone;
+      throw new HoldfastError('ERR_HOLDFAST_ABORTED', 'it was cancelled');
+    };
+    const open: MirrorLegs['open'] = async (leg, purpose, signal) => {
+      const leads = await legs.open(leg, purpose, signal);
+      return leg === 0 || isOpen ? leads : otherwise(leads, { write });
+    };
+    const next = await stage.open(client, { legs: { ...legs, open }, commandMs: 1000 });
+    isOpen = true;
+    let hasEnded = false;
+    const ended = next.write(0, [new Uint8Array(64).fill(1)], { persist: true }).then(() => {
+      hasEnded = true;
+    });
+    await stage.pass(5000);
+    expect(hasEnded).toBe(false);
+    expect(await stage.read(next, 0)).toBe(1);
+    go();
+    await stage.until(ended);
+  });
+
+  test('also when the write is given up', async () => {
+    const { stage, access } = await opened();
+    const controller = new AbortController();
+    const bytes = new Uint8Array(64).fill(1);
+    const given = rejection(access.write(0, [bytes], { persist: true, signal: controller.signal }));
+    controller.abort();
+    expect(await given).toBe('ERR_HOLDFAST_ABORTED');
+    bytes.fill(9);
+    await stage.pass(1000);
+    expect([stage.peek(stage.a, 0), stage.peek(stage.b, 0)]).toEqual([1, 1]);
   });
 });
 

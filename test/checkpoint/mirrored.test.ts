@@ -25,6 +25,7 @@ function words(effect: MirrorEffect): string {
   switch (effect.kind) {
     case 'take-over':
     case 'persist':
+    case 'probe':
     case 'reopen':
       return `${effect.kind} ${'ab'[effect.leg]}`;
     case 'swap':
@@ -78,7 +79,8 @@ const EQUALISING = [...TOOK_BOTH, 'swapped'];
 const BOTH = [...EQUALISING, 'persisted a', 'copied b', 'persisted b', 'swapped'];
 const ALONE = ['begin', 'stands 4 a', 'leg-opened a', 'swapped', 'persisted a'];
 const WRITTEN_ON_A = [...BOTH, 'store 0', 'stored 0 a'];
-const A_LEFT = [...WRITTEN_ON_A, 'leg-failed b'];
+const B_FAILED = [...WRITTEN_ON_A, 'leg-failed b'];
+const A_LEFT = [...B_FAILED, 'answers a'];
 const FILLING = [...ALONE, 'store 0', 'leg-opened b', 'store 1'];
 const FILLED = [...FILLING, 'copied b', 'store 2'];
 const ENDED = ['stored 1 a', 'stored 1 b', 'stored 2 a', 'stored 2 b'];
@@ -114,24 +116,30 @@ describe('take-over', () => {
     ['then says that they are alike', [...EQUALISING, 'copied b'], 'persisted b', ['swap 5 a~b -> 5 ab (change 2)']],
     ['then serves', BOTH.slice(0, -1), 'swapped', ['serve under 5 ab']],
     ['but not before both are durable', [...EQUALISING, 'copied b', 'persisted b'], 'swapped', []],
-    ['the target is lost', EQUALISING, 'leg-failed b', ['swap 5 a~b -> 5 a (change 2)']],
+    ['the target is lost', EQUALISING, 'leg-failed b', ['probe a']],
+    ['and the source answers', [...EQUALISING, 'leg-failed b'], 'answers a', ['swap 5 a~b -> 5 a (change 2)']],
+    ['the source is lost: the other one will do', EQUALISING, 'leg-failed a', ['persist b', 'probe b']],
+    ['if it answers', [...EQUALISING, 'leg-failed a'], 'answers b', ['swap 5 a~b -> 5 b (change 2)']],
+    ['both are lost', [...EQUALISING, 'leg-failed a'], 'leg-failed b', ['end: no-copy']],
+    ['both are lost while one is left out', [...EQUALISING, 'leg-failed a', 'answers b'], 'leg-failed b', []],
     [
-      'the source is lost: the other one will do',
-      EQUALISING,
-      'leg-failed a',
-      ['persist b', 'swap 5 a~b -> 5 b (change 2)'],
+      'both are lost, and that is known',
+      [...EQUALISING, 'leg-failed a', 'answers b', 'leg-failed b'],
+      'swapped',
+      ['end: no-copy'],
     ],
-    ['both are lost', [...EQUALISING, 'leg-failed a'], 'leg-failed b', []],
-    ['both are lost, and that is known', [...EQUALISING, 'leg-failed a', 'leg-failed b'], 'swapped', ['end: no-copy']],
+    ['one is lost while it claims', TOOK_BOTH, 'leg-failed a', ['probe b']],
+    ['and the other one does not answer', [...TOOK_BOTH, 'leg-failed a'], 'swapped', ['persist b']],
     [
-      'one is lost while it claims',
-      [...TOOK_BOTH, 'leg-failed a'],
+      'and the other one answers',
+      [...TOOK_BOTH, 'leg-failed a', 'answers b'],
       'swapped',
       ['persist b', 'swap 5 a~b -> 5 b (change 2)'],
     ],
+    ['and another one was faster', [...TOOK_BOTH, 'leg-failed a', 'swap-lost 5 ab 1 other'], 'answers b', []],
     [
       'serves with the one that is left',
-      [...EQUALISING, 'leg-failed a', 'persisted b'],
+      [...EQUALISING, 'leg-failed a', 'persisted b', 'answers b'],
       'swapped',
       ['serve under 5 b', 'reopen a'],
     ],
@@ -159,18 +167,28 @@ describe('stores', () => {
     ['are acknowledged by both', WRITTEN_ON_A, 'stored 0 b', ['acknowledge 0 on ab under 5 ab']],
     ['go to the one that is named', ALONE, 'store 0', ['send 0 to a']],
     ['are acknowledged by it', [...ALONE, 'store 0'], 'stored 0 a', ['acknowledge 0 on a under 5 a']],
-    ['wait for the register when a leg is lost', WRITTEN_ON_A, 'leg-failed b', ['swap 5 ab -> 5 a (change 3)']],
+    ['wait for the other leg when one is lost', WRITTEN_ON_A, 'leg-failed b', ['probe a']],
+    ['then for the register', B_FAILED, 'answers a', ['swap 5 ab -> 5 a (change 3)']],
+    ['are sent to the other one meanwhile', B_FAILED, 'store 1', ['send 1 to a']],
+    ['and not acknowledged by it', [...B_FAILED, 'store 1'], 'stored 1 a', []],
+    ['the other one is lost as well: it ends, and both are named', B_FAILED, 'leg-failed a', ['end: no-copy']],
     ['are acknowledged after it', A_LEFT, 'swapped', ['reopen b', 'acknowledge 0 on a under 5 a']],
     ['those that follow go to the one that is left', A_LEFT, 'store 1', ['send 1 to a']],
     ['and wait for the register too', [...A_LEFT, 'store 1'], 'stored 1 a', []],
     ['are lost on the leg that was left', A_LEFT, 'stored 0 b', []],
     ['fail when another has taken over', A_LEFT, 'swap-lost 6 b 1 other 0', ['end: fenced']],
-    ['the leg is lost before the write', [...BOTH, 'leg-failed b', 'swapped'], 'store 0', ['send 0 to a']],
+    ['the leg is lost before the write', [...BOTH, 'leg-failed b', 'answers a', 'swapped'], 'store 0', ['send 0 to a']],
     [
       'the leg is lost after the write',
-      [...WRITTEN_ON_A, 'stored 0 b'],
-      'leg-failed a',
+      [...WRITTEN_ON_A, 'stored 0 b', 'leg-failed a'],
+      'answers b',
       ['swap 5 ab -> 5 b (change 3)'],
+    ],
+    [
+      'one that both had is acknowledged all the same',
+      [...BOTH, 'store 0', 'stored 0 a', 'leg-failed a'],
+      'stored 0 b',
+      ['acknowledge 0 on ab under 5 ab'],
     ],
     ['both lost: nothing is acknowledged', A_LEFT, 'leg-failed a', []],
     ['both lost: it ends', [...A_LEFT, 'leg-failed a'], 'swapped', ['reopen b', 'end: no-copy']],
@@ -203,7 +221,7 @@ describe('a leg that is filled', () => {
     ['joins at once if nothing is under way', JOINING.slice(0, -1), 'persisted b', ['swap 5 a -> 5 ab (change 2)']],
     ['is named, and counts', [...JOINING, 'swapped', 'store 0'], 'stored 0 a', []],
     ['is lost', FILLED, 'leg-failed b', ['reopen b']],
-    ['is lost while it is named', JOINING, 'leg-failed b', []],
+    ['is lost while it is named', JOINING, 'leg-failed b', ['probe a']],
     [
       'a store without a leg that failed while it was named was acknowledged, and the leg was named',
       [...JOINING, 'leg-failed b', 'store 0'],
@@ -212,22 +230,22 @@ describe('a leg that is filled', () => {
     ],
     [
       'that store, once the leg is not named any more',
-      [...JOINING, 'leg-failed b', 'store 0', 'stored 0 a', 'swapped'],
+      [...JOINING, 'leg-failed b', 'store 0', 'stored 0 a', 'swapped', 'answers a'],
       'swapped',
       ['reopen b', 'acknowledge 0 on a under 5 a'],
     ],
     [
       'is lost while it is named: then the register says so again',
-      [...JOINING, 'leg-failed b'],
+      [...JOINING, 'leg-failed b', 'answers a'],
       'swapped',
       ['swap 5 ab -> 5 a (change 3)'],
     ],
     ['its source is lost: no copy is left, and it is not used', FILLED, 'leg-failed a', ['end: no-copy']],
-    ['its source is lost while it is named', JOINING, 'leg-failed a', []],
+    ['its source is lost while it is named', JOINING, 'leg-failed a', ['probe b']],
     [
       'its source is lost, and it is named: it is the copy',
-      [...JOINING, 'leg-failed a'],
-      'swapped',
+      [...JOINING, 'leg-failed a', 'swapped'],
+      'answers b',
       ['swap 5 ab -> 5 b (change 3)'],
     ],
     [
@@ -254,4 +272,25 @@ test('a reader saw a store on the source alone, and it was lost: none is given w
   expect(run(JOINING).machine.holdsStores).toBe(true);
   expect(run([...JOINING, 'swapped']).machine.holdsStores).toBe(false);
   expect(run([...JOINING, 'leg-failed b']).machine.holdsStores).toBe(false);
+});
+
+test('a leg that hangs is spared where the other one can do without it', () => {
+  const spared = (events: readonly string[]): string => {
+    const { machine } = run(events);
+    return LEGS.filter((leg) => machine.canSpare(leg))
+      .map((leg) => 'ab'[leg])
+      .join('');
+  };
+  expect(spared(TOOK_BOTH)).toBe('');
+  // They are not alike, and nobody was told of what one alone has: either will do.
+  expect(spared(EQUALISING)).toBe('ab');
+  expect(spared([...EQUALISING, 'leg-failed a'])).toBe('');
+  expect(spared(BOTH)).toBe('ab');
+  expect(spared(B_FAILED)).toBe('');
+  expect(spared([...A_LEFT, 'swapped'])).toBe('');
+  // One that is filled is no copy.
+  expect(spared(FILLING)).toBe('b');
+  expect(spared(FILLED)).toBe('b');
+  expect(spared(JOINING)).toBe('b');
+  expect(spared([...JOINING, 'swapped'])).toBe('ab');
 });
