@@ -153,6 +153,9 @@ export interface NativePlane {
     watchesPerConnection: number,
     answerBytesPerConnection: number,
     lingerMicroseconds: number,
+    /** 0: no limit. */
+    commandsPerSecond: number,
+    bytesPerSecond: number,
     onEvents: () => void,
   ): { handle: NativePlaneHandle; port: number };
   /** By a longer mapping of the same file. */
@@ -184,8 +187,10 @@ export interface NativePlane {
     /** Keys that have one of them; 0: all. */
     rights: number,
   ): NativeRevocation;
-  /** False: too many. */
-  serverAdmit(plane: NativePlaneHandle, ticket: Uint8Array, session: number): boolean;
+  /** False: too many. The peer's number: whose rate it is. */
+  serverAdmit(plane: NativePlaneHandle, ticket: Uint8Array, session: number, peer: number): boolean;
+  /** For how long, ms, a command of the peer that comes another way waits before it begins. It counts from now on. */
+  serverDelay(plane: NativePlaneHandle, peer: number, bytes: number): number;
   serverWithdraw(plane: NativePlaneHandle, ticket: Uint8Array): void;
   /** Its keys, tickets and connection. */
   serverEndSession(plane: NativePlaneHandle, session: number): NativeRevocation;

@@ -16,6 +16,31 @@ export interface Rates {
   readonly bytesPerSecond?: number;
 }
 
+/** The paces of all peers. */
+export interface PeerPaces {
+  /** For how long, ms, a command of the peer that moves so many bytes waits before it begins. It counts from now on. */
+  delayMs(peer: string, nowMs: number, bytes: number): number;
+}
+
+/** A new session does not make a peer faster, so the pace is the peer's. As many as there are peers. */
+export class PacePerPeer implements PeerPaces {
+  readonly #rates: Rates;
+  readonly #paces = new Map<string, Pace>();
+
+  constructor(rates: Rates) {
+    this.#rates = rates;
+  }
+
+  delayMs(peer: string, nowMs: number, bytes: number): number {
+    let pace = this.#paces.get(peer);
+    if (pace === undefined) {
+      pace = new Pace(this.#rates);
+      this.#paces.set(peer, pace);
+    }
+    return pace.delayMs(nowMs, bytes);
+  }
+}
+
 export class Pace {
   readonly #msPerCommand: number;
   readonly #msPerByte: number;

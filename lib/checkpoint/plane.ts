@@ -11,6 +11,7 @@
  * Invariants:
  * - From the call on, what `revoke`, `install` and `endSession` take away opens nothing; they resolve when nothing runs
  *   under it any more.
+ * - Each peer keeps to the rates, if there are any: over all of its connections, and with what `delayMs` was asked for.
  * - What others store in the same memory they store inside of `exclusively`, and tell by `stored`.
  * - The region stays mapped and locked until `close` has resolved. When it has grown, the plane goes on with the old
  *   mapping until `regionGrown`.
@@ -28,6 +29,7 @@ import {
 import type { Region } from '../storage/region.ts';
 import { codeOfStatus, KEY_BYTES } from './command-format.ts';
 import type { Right } from './one-sided.ts';
+import type { PeerPaces, Rates } from './pace.ts';
 import type { Grant, TranslationTable } from './unit-control.ts';
 
 /** What each connection can make the plane hold. */
@@ -51,6 +53,8 @@ export interface PlaneOptions {
   readonly clock: Clock;
   readonly random: Random;
   readonly limits?: PlaneLimits;
+  /** Of each peer: what is more waits its turn, and nothing is read from the connection meanwhile. Default: no limit. */
+  readonly rates?: Rates;
   /** For how long a ticket can be shown. Default 10 s. */
   readonly ticketMs?: number;
   /**
@@ -103,7 +107,7 @@ export function openPlane(region: Region, options: PlaneOptions, events: PlaneEv
 }
 
 /** Made by `openPlane`. */
-export class Plane implements AsyncDisposable {
+export class Plane implements PeerPaces, AsyncDisposable {
   /** Where clients reach it. */
   readonly host: string;
   readonly port: number;
@@ -114,6 +118,8 @@ export class Plane implements AsyncDisposable {
   readonly #clock: Clock;
   readonly #random: Random;
   readonly #ticketMs: number;
+  /** By their names. As many as there are peers. */
+  readonly #peerNumbers = new Map<string, number>();
   readonly #tickets = new Map<string, TimerHandle>();
   /** Who waits until nothing runs under the keys of a revocation, by its number. */
   readonly #awaited = new Map<number, () => void>();
@@ -125,6 +131,7 @@ export class Plane implements AsyncDisposable {
   /** @internal */
   constructor(region: Region, options: PlaneOptions, events: PlaneEvents) {
     const { host, port = 0, clock, random, limits = {}, ticketMs = 10_000, lingerMicroseconds = 50 } = options;
+    const { commandsPerSecond = 0, bytesPerSecond = 0 } = options.rates ?? {};
     const { commandsPerConnection = 1024, watchesPerConnection = 64 } = limits;
     const { answerBytesPerConnection = 1024 * 1024 } = limits;
     const settings = { commandsPerConnection, watchesPerConnection, answerBytesPerConnection, ticketMs };
@@ -148,6 +155,8 @@ export class Plane implements AsyncDisposable {
         watchesPerConnection,
         answerBytesPerConnection,
         lingerMicroseconds,
+        commandsPerSecond,
+        bytesPerSecond,
         () => this.#takeEvents(),
       );
       this.#handle = started.handle;
@@ -204,15 +213,16 @@ export class Plane implements AsyncDisposable {
 
   /**
    * A ticket for the session with this ordinal: 16 bytes, a secret. Its connection takes the place of the session's
-   * present one.
+   * present one. With rates: `peer` is whose they are.
    *
    * @throws HoldfastError ERR_HOLDFAST_QUEUE_FULL if too many have been given and not been shown.
    */
-  admit(session: number): Uint8Array {
+  admit(session: number, peer = ''): Uint8Array {
     this.#checkOpen();
     const ticket = new Uint8Array(KEY_BYTES);
     this.#random.fill(ticket);
-    if (this.#tickets.size >= ticketsMax || !this.#native.serverAdmit(this.#handle, ticket, session))
+    const number = this.#numberOf(peer);
+    if (this.#tickets.size >= ticketsMax || !this.#native.serverAdmit(this.#handle, ticket, session, number))
       throw new HoldfastError('ERR_HOLDFAST_QUEUE_FULL', 'too many tickets are open; wait a moment, then ask again');
     const name = Buffer.from(ticket).toString('hex');
     const timer = this.#clock.setTimer(this.#ticketMs, () => {
@@ -221,6 +231,18 @@ export class Plane implements AsyncDisposable {
     });
     this.#tickets.set(name, timer);
     return ticket;
+  }
+
+  /** Of commands that do not come over the plane. `nowMs` is by the plane's own clock. */
+  delayMs(peer: string, _nowMs: number, bytes: number): number {
+    this.#checkOpen();
+    return this.#native.serverDelay(this.#handle, this.#numberOf(peer), bytes);
+  }
+
+  #numberOf(peer: string): number {
+    const number = this.#peerNumbers.get(peer) ?? this.#peerNumbers.size;
+    this.#peerNumbers.set(peer, number);
+    return number;
   }
 
   /** Its keys, tickets and connection. Resolves when nothing runs under the keys any more. */

@@ -11,7 +11,7 @@
  * - A session that has ended takes its keys along. Without tables nothing is served.
  * - Every refusal is in the audit log; the one who asked is not told more than the code.
  */
-import type { Clock } from '../base/clock.ts';
+import type { Clock, TimerHandle } from '../base/clock.ts';
 import { assert, HoldfastError, throwIfAborted } from '../base/errors.ts';
 import { isPlanted } from '../base/planted-bug.ts';
 import { badFrame } from '../peer/frame.ts';
@@ -24,7 +24,7 @@ import { type Command, decodeCommand, encodeCommand, Operation, WORD_BYTES } fro
 import { type CommandCarrier, KeyedAccess } from './memory-session.ts';
 import { type CommandValue, memoryCommandMethod } from './memory-wire.ts';
 import type { RegionAccess, Right } from './one-sided.ts';
-import { Pace, type Rates } from './pace.ts';
+import { PacePerPeer, type PeerPaces, type Rates } from './pace.ts';
 import { openPlane, type Plane, type PlaneEvents, type PlaneOptions } from './plane.ts';
 import { planeTicketMethod } from './plane-ticket.ts';
 import { RecordsDevice, ZEROS } from './records-device.ts';
@@ -90,14 +90,16 @@ export interface UnitStatus {
 interface CommandSession {
   readonly ordinal: number;
   readonly peer: string;
-  /** Undefined: as fast as it can. */
-  readonly pace: Pace | undefined;
   /** When the last of the commands that wait for their turn has it. */
   turn: Promise<void> | undefined;
+  /** Those commands. */
+  readonly waits: Set<{ readonly timer: TimerHandle; readonly end: () => void }>;
   /** Commands that wait to be durable. */
   persists: number;
 }
 
+/** A timer for longer ends at once. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
 const DONE: Reply<CommandValue> = { control: undefined };
 const MIB = 1024 * 1024;
 /** So that nobody waits long meanwhile. */
@@ -122,16 +124,10 @@ export function createMemoryUnit(options: MemoryUnitOptions): MemoryUnit {
   return new MemoryUnit(options, recordsBytes);
 }
 
-function checkRates({ limits: { commandsPerSecond, bytesPerSecond } = {}, plane }: MemoryUnitOptions): void {
-  for (const rate of [commandsPerSecond, bytesPerSecond]) {
+function checkRates({ limits: { commandsPerSecond, bytesPerSecond } = {} }: MemoryUnitOptions): void {
+  for (const rate of [commandsPerSecond, bytesPerSecond])
     if (rate !== undefined && !(rate > 0 && rate < Number.POSITIVE_INFINITY))
       throw new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', `a rate of ${rate} a second cannot be; give one above 0`);
-    if (rate !== undefined && plane !== undefined)
-      throw new HoldfastError(
-        'ERR_HOLDFAST_BAD_ARGUMENT',
-        'a unit with a plane cannot keep its peers to a rate: the plane knows none; leave one of the two out',
-      );
-  }
 }
 
 /** Made by `createMemoryUnit`. */
@@ -155,8 +151,8 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
   /** Those of this process have numbers below 0. */
   #lastLocalOrdinal = 0;
   readonly #clock: Clock;
-  readonly #rates: Rates;
-  readonly #paces = new Map<string, Pace>();
+  /** Undefined: everybody as fast as it can. */
+  readonly #paces: PeerPaces | undefined;
   #reads = 0;
   #readBytes = 0;
   #writes = 0;
@@ -172,7 +168,6 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     this.means = memory.means;
     this.#memory = memory;
     this.#clock = clock;
-    this.#rates = limits;
     this.records = new RecordsDevice(`the records of ${name}`, memory, recordsBytes);
     const { regionsMax = 4096, extentsMax = 65_536, keysMax = 65_536, keysPerSessionMax = 1024 } = limits;
     const lengthBytes = memory.sizeBytes - recordsBytes;
@@ -183,7 +178,10 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     this.#watches = new Watches(limits.watchesPerSessionMax ?? 64);
     this.#audit = new AuditLog(clock, limits.auditMax ?? 1000, onAudit);
     this.#persistsPerSessionMax = limits.persistsPerSessionMax ?? 1024;
-    this.#plane = plane && openPlane(plane.region, plane, this.#planeEvents());
+    this.#plane = plane && openPlane(plane.region, { ...plane, rates: limits }, this.#planeEvents());
+    // A peer's commands over the plane and over its session are paid for together.
+    if (limits.commandsPerSecond !== undefined || limits.bytesPerSecond !== undefined)
+      this.#paces = this.#plane ?? new PacePerPeer(limits);
     if (node !== undefined) this.#serve(node);
   }
 
@@ -218,14 +216,13 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     node.handle(memoryCommandMethod, ({ control, data }, { ordinal }) => {
       const session = this.#session(ordinal);
       const command = this.#decode(session, control);
-      const { pace } = session;
-      if (pace !== undefined) return this.#inPace(session, pace, command, data);
+      if (this.#paces !== undefined) return this.#inPace(session, this.#paces, command, data);
       return this.#execute(session, command, data);
     });
     const plane = this.#plane;
     if (plane !== undefined)
       node.handle(planeTicketMethod, async (_, { ordinal }) => {
-        const ticket = plane.admit(this.#session(ordinal).ordinal);
+        const ticket = plane.admit(ordinal, this.#session(ordinal).peer);
         return { control: { host: plane.host, port: plane.port }, data: [ticket] };
       });
   }
@@ -233,20 +230,33 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
   /** Executed when its turn has come: in order, since no command's turn is before that of the one before it. */
   #inPace(
     session: CommandSession,
-    pace: Pace,
+    paces: PeerPaces,
     command: Command,
     data: Uint8Array,
   ): Promise<Reply<CommandValue>> | Reply<CommandValue> {
     const moves = command.operation === Operation.read || command.operation === Operation.write;
-    const delayMs = pace.delayMs(this.#clock.nowMs(), moves ? command.length : 0);
+    const paidMs = paces.delayMs(session.peer, this.#clock.nowMs(), moves ? command.length : 0);
+    const delayMs = Math.min(paidMs, LONGEST_TIMER_MS);
     if (delayMs === 0 && session.turn === undefined) return this.#execute(session, command, data);
     const before = session.turn ?? Promise.resolve();
-    const due = new Promise<void>((resolve) => void this.#clock.setTimer(delayMs, resolve));
+    const due = this.#due(session, delayMs);
     const turn = before.then(() => due);
     session.turn = turn;
     return turn.then(() => {
       if (session.turn === turn) session.turn = undefined;
       return this.#execute(this.#session(session.ordinal), command, data);
+    });
+  }
+
+  /** Also when the session has ended. */
+  #due({ waits }: CommandSession, delayMs: number): Promise<void> {
+    return new Promise((resolve) => {
+      const end = (): void => {
+        waits.delete(wait);
+        resolve();
+      };
+      const wait = { timer: this.#clock.setTimer(delayMs, end), end };
+      waits.add(wait);
     });
   }
 
@@ -393,19 +403,10 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
   }
 
   #sessionUp(ordinal: number, peer: string): CommandSession {
-    const session: CommandSession = { ordinal, peer, pace: this.#paceOf(peer), turn: undefined, persists: 0 };
+    const session: CommandSession = { ordinal, peer, turn: undefined, waits: new Set(), persists: 0 };
     this.#sessions.set(ordinal, session);
     this.#sessionOfPeer.set(peer, session);
     return session;
-  }
-
-  /** A new session does not make a peer faster. As many as the node has peers. */
-  #paceOf(peer: string): Pace | undefined {
-    const { commandsPerSecond, bytesPerSecond } = this.#rates;
-    if (commandsPerSecond === undefined && bytesPerSecond === undefined) return undefined;
-    const pace = this.#paces.get(peer) ?? new Pace(this.#rates);
-    this.#paces.set(peer, pace);
-    return pace;
   }
 
   #sessionDown(ordinal: number): void {
@@ -413,6 +414,10 @@ export class MemoryUnit implements UnitControl, AsyncDisposable {
     if (session === undefined) return;
     this.#sessions.delete(ordinal);
     if (this.#sessionOfPeer.get(session.peer) === session) this.#sessionOfPeer.delete(session.peer);
+    for (const { timer, end } of session.waits) {
+      timer.cancel();
+      end();
+    }
     for (const key of this.#tables.endSession(ordinal)) this.#ended(key, 'its session has ended');
     if (ordinal >= 0) void this.#plane?.endSession(ordinal);
   }

@@ -130,7 +130,7 @@ const memoryUnit = z.strictObject({
   administrators: peerNames.default([]),
   /** Default: every peer may create regions. */
   creators: peerNames.optional(),
-  /** Of each peer. With one of them the unit has no data plane. Default: no limit. */
+  /** Of each peer. Default: no limit. */
   commandsPerSecond: rate.optional(),
   bytesPerSecond: rate.optional(),
 });

@@ -182,7 +182,7 @@ export class Memory {
       recordsBytes: RECORDS_BYTES,
       ...(node && { node }),
       limits: config.rates,
-      ...(Object.keys(config.rates).length === 0 && this.#planeOf(region)),
+      ...this.#planeOf(region),
       onAudit: (entry) => this.#tell(entry),
     });
     this.#held.add(unit);

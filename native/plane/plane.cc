@@ -188,7 +188,14 @@ Napi::Value MakeRevocation(Napi::Env env, const Tables::Revocation& revocation) 
   return result;
 }
 
-// serverStart(region, host, port, commands, watches, answerBytes, lingerMicroseconds, onEvents): {handle, port}
+bool GetRate(Napi::Value value, double* rate) {
+  if (!value.IsNumber()) return false;
+  *rate = value.As<Napi::Number>().DoubleValue();
+  return *rate >= 0;
+}
+
+// serverStart(region, host, port, commands, watches, answerBytes, lingerMicroseconds, commandsPerSecond, bytesPerSecond,
+// onEvents): {handle, port}. Rates of 0: none.
 Napi::Value ServerStart(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   std::unique_ptr<region::Lease> lease = region::Lease::Take(info[0]);
@@ -198,8 +205,9 @@ Napi::Value ServerStart(const Napi::CallbackInfo& info) {
   if (lease == nullptr || !support::GetString(info[1], 64, &host) || !support::GetUint32(info[2], &port) ||
       port > UINT16_MAX || !support::GetUint32(info[3], &limits.commands) ||
       !support::GetUint32(info[4], &limits.watches) || !support::GetUint32(info[5], &limits.answer_bytes) ||
-      !support::GetUint32(info[6], &limits.linger_us) || !info[7].IsFunction()) {
-    return support::ThrowType(env, "serverStart takes an open region, an address, a port, limits and a function");
+      !support::GetUint32(info[6], &limits.linger_us) || !GetRate(info[7], &limits.rates.commands) ||
+      !GetRate(info[8], &limits.rates.bytes) || !info[9].IsFunction()) {
+    return support::ThrowType(env, "serverStart takes an open region, an address, a port, limits, rates and a function");
   }
   auto* plane = new Plane(env, limits, std::move(lease));
   const auto let_go = [](Napi::Env, Plane* owned) {
@@ -207,7 +215,7 @@ Napi::Value ServerStart(const Napi::CallbackInfo& info) {
     owned->Release();
   };
   auto bound = static_cast<uint16_t>(port);
-  const int error = plane->Start(host, &bound, info[7].As<Napi::Function>());
+  const int error = plane->Start(host, &bound, info[9].As<Napi::Function>());
   if (error != 0) {
     let_go(env, plane);
     return support::ThrowErrno(env, error, "listen");
@@ -318,17 +326,31 @@ Napi::Value ServerRevoke(const Napi::CallbackInfo& info) {
   return MakeRevocation(env, plane->server().Revoke(filter));
 }
 
-// serverAdmit(handle, ticket, session): boolean
+// serverAdmit(handle, ticket, session, peer): boolean
 Napi::Value ServerAdmit(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Plane* plane = GetPlane(info);
   if (plane == nullptr) return env.Undefined();
   Name ticket;
   uint64_t session;
-  if (!GetName(info[1], &ticket) || !support::GetSize(info[2], &session)) {
-    return support::ThrowType(env, "serverAdmit(handle, ticket, session)");
+  uint32_t peer;
+  if (!GetName(info[1], &ticket) || !support::GetSize(info[2], &session) || !support::GetUint32(info[3], &peer)) {
+    return support::ThrowType(env, "serverAdmit(handle, ticket, session, peer)");
   }
-  return Napi::Boolean::New(env, plane->server().Admit(ticket, session));
+  return Napi::Boolean::New(env, plane->server().Admit(ticket, session, peer));
+}
+
+// serverDelay(handle, peer, bytes): milliseconds
+Napi::Value ServerDelay(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Plane* plane = GetPlane(info);
+  if (plane == nullptr) return env.Undefined();
+  uint32_t peer;
+  uint64_t bytes;
+  if (!support::GetUint32(info[1], &peer) || !support::GetSize(info[2], &bytes)) {
+    return support::ThrowType(env, "serverDelay(handle, peer, bytes)");
+  }
+  return Napi::Number::New(env, static_cast<double>(plane->server().DelayNs(peer, bytes)) / 1e6);
 }
 
 // serverWithdraw(handle, ticket): void
@@ -441,6 +463,7 @@ void Register(Napi::Object exports) {
   support::AddFunction<ServerGrant>(exports, "serverGrant");
   support::AddFunction<ServerRevoke>(exports, "serverRevoke");
   support::AddFunction<ServerAdmit>(exports, "serverAdmit");
+  support::AddFunction<ServerDelay>(exports, "serverDelay");
   support::AddFunction<ServerWithdraw>(exports, "serverWithdraw");
   support::AddFunction<ServerEndSession>(exports, "serverEndSession");
   support::AddFunction<ServerChanged>(exports, "serverChanged");

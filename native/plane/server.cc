@@ -61,12 +61,23 @@ struct Server::Connection {
   uint32_t watches = 0;
   uint32_t interest = 0;
   bool stuffed = false;    // may have a whole command in its buffer
+  // With rates: commands of the buffer whose turn it is, and their bytes; when the next one has its turn, 0: not known.
+  Pace* pace = nullptr;
+  uint32_t in_turn = 0;
+  size_t in_turn_bytes = 0;
+  uint64_t due_ns = 0;
   bool dirty = false;
   bool broken = false;
   uint32_t reason = 0;
 
   size_t kept_bytes() const { return kept.size() - kept_start; }
   uint64_t mark() const { return uint64_t{generation} << 32 | slot; }
+};
+
+// Who has been given a ticket.
+struct Server::Admission {
+  uint64_t session;
+  uint32_t peer;
 };
 
 // A command that waits for the disk.
@@ -213,7 +224,7 @@ void Server::Lead() {
   epoll_event events[kEvents];
   std::vector<uint64_t> ready;
   while (!stopping_ && (waiting_.empty() || persisting_)) {
-    const int timeout_ms = !ready_.empty() ? 0 : stranger_count_ > 0 || listener_paused_ ? kIdleWaitMs : -1;
+    const int timeout_ms = ready_.empty() ? IdleMs() : 0;
     sleeping_ = true;
     turns_.unlock();
     const int count = Wait(events, timeout_ms);
@@ -238,10 +249,20 @@ void Server::Lead() {
       if (connection != nullptr && connection->stuffed) Process(connection);
     }
     ready.clear();
+    if (next_due_ns_ != kNever) ProcessDue();
     if (stranger_count_ > 0 || listener_paused_) TurnAwayTheSlow();
     SendDirty();
     CloseBroken();
   }
+}
+
+// For how long there is nothing to do if nothing comes; -1: for ever.
+int Server::IdleMs() const {
+  const int idle_ms = stranger_count_ > 0 || listener_paused_ ? kIdleWaitMs : -1;
+  if (next_due_ns_ == kNever) return idle_ms;
+  const uint64_t now_ns = NowNs();
+  const uint64_t due_ms = next_due_ns_ <= now_ns ? 0 : (next_due_ns_ - now_ns + 999'999) / 1'000'000;
+  return static_cast<int>(std::min<uint64_t>(due_ms, kIdleWaitMs));
 }
 
 // Looks out for the next command for a moment before it sleeps: to be woken costs more, here and at the client's end.
@@ -484,13 +505,14 @@ bool Server::Greet(Connection* connection) {
     Break(connection, kBadTicket);
     return false;
   }
-  const uint64_t session = ticket->second;
+  const auto [session, peer] = ticket->second;
   tickets_.erase(ticket);
   for (const auto& other : connections_) {
     if (other != nullptr && other->admitted && other->session == session) Break(other.get(), kReplaced);
   }
   connection->admitted = true;
   connection->session = session;
+  if (limits_.rates.limit()) connection->pace = PaceOf(peer);
   connection->start = sizeof(hello);
   stranger_count_--;
   Tell({.kind = EventKind::kConnected, .number = session}, false);
@@ -540,9 +562,14 @@ bool Server::IsFull(const Connection& connection) const {
   return connection.persists >= limits_.commands || connection.kept_bytes() >= limits_.answer_bytes;
 }
 
+// Nothing is executed for it, nor taken from it, before something else has happened, or its time has come.
+bool Server::Rests(const Connection& connection) const {
+  return IsFull(connection) || (connection.due_ns != 0 && connection.in_turn == 0);
+}
+
 void Server::UpdateInterest(Connection* connection) {
   if (connection->broken) return;
-  const uint32_t interest = (IsFull(*connection) ? 0u : EPOLLIN) | (connection->kept_bytes() > 0 ? EPOLLOUT : 0u);
+  const uint32_t interest = (Rests(*connection) ? 0u : EPOLLIN) | (connection->kept_bytes() > 0 ? EPOLLOUT : 0u);
   if (interest == connection->interest) return;
   epoll_event event{};
   event.events = connection->interest = interest;
@@ -625,19 +652,73 @@ void Server::SendDirty() {
     Connection* connection = dirty_[i];
     connection->dirty = false;
     SendKept(connection);
-    if (connection->stuffed && !IsFull(*connection)) Process(connection);
+    if (connection->stuffed && !Rests(*connection)) Process(connection);
     UpdateInterest(connection);
   }
   dirty_.clear();
 }
 
+// ── Rates ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+Pace* Server::PaceOf(uint32_t peer) { return &paces_.try_emplace(peer, limits_.rates).first->second; }
+
+uint64_t Server::DelayNs(uint32_t peer, uint64_t bytes) {
+  const std::lock_guard<Turns> turn(turns_);
+  if (!limits_.rates.limit()) return 0;
+  const uint64_t now_ns = NowNs();
+  return PaceOf(peer)->Begin(now_ns, bytes) - now_ns;
+}
+
+// How many of the commands in the buffer it is the turn of, as long as no more than one of them has to wait: that one is
+// paid for, and no other. One more, if the one behind them is not whole, or none: whoever looks at it will see.
+uint32_t Server::CommandsInTurn(Connection* connection) {
+  const uint64_t now_ns = NowNs();
+  const size_t held = connection->end - connection->start;
+  while (connection->in_turn < kTurnCommands) {
+    const size_t at = connection->in_turn_bytes;
+    if (at + sizeof(Command) > held) return connection->in_turn + 1;
+    Command command;
+    memcpy(&command, &connection->buffer[connection->start + at], sizeof(command));
+    if (!IsWellFormed(command)) return connection->in_turn + 1;
+    const bool moves = command.operation == kRead || command.operation == kWrite;
+    if (connection->due_ns == 0) connection->due_ns = connection->pace->Begin(now_ns, moves ? command.length : 0);
+    if (connection->due_ns > now_ns) break;
+    connection->due_ns = 0;
+    connection->in_turn++;
+    connection->in_turn_bytes += sizeof(command) + command.data_bytes;
+  }
+  return connection->in_turn;
+}
+
+void Server::AwaitTurn(const Connection& connection) {
+  if (connection.due_ns >= next_due_ns_) return;
+  next_due_ns_ = connection.due_ns;
+  if (sleeping_) WakeLeader();
+}
+
+void Server::ProcessDue() {
+  const uint64_t now_ns = NowNs();
+  if (now_ns < next_due_ns_) return;
+  next_due_ns_ = kNever;
+  for (const auto& connection : connections_) {
+    if (connection == nullptr || connection->broken || connection->due_ns == 0) continue;
+    if (connection->due_ns <= now_ns) {
+      Process(connection.get());
+    } else {
+      AwaitTurn(*connection);
+    }
+  }
+}
+
 // ── Commands ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 void Server::Process(Connection* connection) {
+  const uint32_t commands_limit = connection->pace == nullptr ? kTurnCommands : CommandsInTurn(connection);
+  const size_t held_before = connection->end - connection->start;
   uint32_t commands = 0;
   size_t bytes = 0;
   bool whole = true;
-  while (!connection->broken && commands < kTurnCommands && bytes < kTurnBytes && !IsFull(*connection)) {
+  while (!connection->broken && commands < commands_limit && bytes < kTurnBytes && !IsFull(*connection)) {
     const size_t held = connection->end - connection->start;
     whole = held >= sizeof(Command);
     if (!whole) break;
@@ -663,6 +744,10 @@ void Server::Process(Connection* connection) {
   Flush(connection);
   state_.commands += commands;
   connection->stuffed = whole && !connection->broken;
+  if (connection->pace != nullptr) {
+    connection->in_turn -= commands;
+    connection->in_turn_bytes -= held_before - (connection->end - connection->start);
+  }
   if (connection->start == connection->end) {
     connection->start = connection->end = 0;
     if (connection->capacity > kBufferBytes) {
@@ -672,7 +757,8 @@ void Server::Process(Connection* connection) {
     }
   }
   UpdateInterest(connection);
-  if (connection->stuffed && !IsFull(*connection)) {
+  if (connection->due_ns != 0) AwaitTurn(*connection);
+  if (connection->stuffed && !Rests(*connection)) {
     ready_.push_back(connection->mark());
     if (sleeping_) WakeLeader();
   }
@@ -900,9 +986,9 @@ Tables::Revocation Server::Revoke(const Filter& filter) {
   return revocation;
 }
 
-bool Server::Admit(const Name& ticket, uint64_t session) {
+bool Server::Admit(const Name& ticket, uint64_t session, uint32_t peer) {
   const std::lock_guard<Turns> turn(turns_);
-  return tickets_.size() < limits_.tickets && tickets_.emplace(ticket, session).second;
+  return tickets_.size() < limits_.tickets && tickets_.emplace(ticket, Admission{session, peer}).second;
 }
 
 void Server::Withdraw(const Name& ticket) {
@@ -916,7 +1002,7 @@ Tables::Revocation Server::EndSession(uint64_t session) {
   filter.by_session = true;
   filter.session = session;
   const Tables::Revocation revocation = tables_.Revoke(filter);
-  std::erase_if(tickets_, [session](const auto& ticket) { return ticket.second == session; });
+  std::erase_if(tickets_, [session](const auto& ticket) { return ticket.second.session == session; });
   EndWatches();
   for (const auto& connection : connections_) {
     if (connection != nullptr && connection->admitted && connection->session == session) Break(connection.get(), 0);

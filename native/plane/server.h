@@ -13,6 +13,8 @@
 //   was read is what was there at the command's turn.
 // - Nothing that is still to be sent lies in the mapping: what the socket does not take at once is copied.
 // - What a connection makes us hold is bounded: beyond the limits nothing more is read from it until less is held.
+// - Each peer keeps to the rates, if there are any. A connection whose next command has to wait for its turn is not read
+//   from until then; one command of a connection, at most, has a turn that is still to come.
 // - A connection that says what no client says is closed.
 #pragma once
 
@@ -29,6 +31,7 @@
 #include <vector>
 
 #include "plane/linger.h"
+#include "plane/pace.h"
 #include "plane/tables.h"
 #include "plane/turns.h"
 #include "plane/wire.h"
@@ -50,6 +53,7 @@ struct Limits {
   uint32_t events = 1024;          // that wait to be taken; what is over is counted only
   uint32_t linger_us = 50;         // how long to look out for the next command before sleeping, where it pays
   uint32_t stranger_ms = 5000;
+  Rates rates;    // of each peer
 };
 
 enum class EventKind : uint32_t {
@@ -104,11 +108,15 @@ class Server {
   bool Install(std::vector<Tables::Table> tables, Tables::Revocation* revocation);
   bool Add(const Grant& grant);
   Tables::Revocation Revoke(const Filter& filter);
-  // One connection may show the ticket, and is then the session's, in place of the one before. False: too many.
-  bool Admit(const Name& ticket, uint64_t session);
+  // One connection may show the ticket, and is then the session's, in place of the one before. The session is one of that
+  // peer, which counts with rates only. False: too many.
+  bool Admit(const Name& ticket, uint64_t session, uint32_t peer = 0);
   void Withdraw(const Name& ticket);
   // The session's keys and its connection.
   Tables::Revocation EndSession(uint64_t session);
+  // For how long, ns, a command of the peer that comes another way, and moves so many bytes, waits before it begins. It
+  // counts from now on.
+  uint64_t DelayNs(uint32_t peer, uint64_t bytes);
   // Somebody else has stored in the region.
   void Changed(const Name& region, uint64_t start, uint64_t length);
   // Whether stores in the region are told by events. The region's change number; 0: there is no such region.
@@ -127,6 +135,7 @@ class Server {
 
  private:
   struct Connection;
+  struct Admission;
   struct Waiting;
   struct Watch;
   struct Observation;
@@ -137,6 +146,7 @@ class Server {
   void Serve();
   void Lead();
   int Wait(epoll_event* events, int timeout_ms);
+  int IdleMs() const;
   void PersistGroup();
   bool ShouldPersist() const;
   void GatherGroup();
@@ -152,6 +162,11 @@ class Server {
   void Process(Connection* connection);
   bool Reserve(Connection* connection, size_t bytes);
   bool IsFull(const Connection& connection) const;
+  bool Rests(const Connection& connection) const;
+  Pace* PaceOf(uint32_t peer);
+  uint32_t CommandsInTurn(Connection* connection);
+  void AwaitTurn(const Connection& connection);
+  void ProcessDue();
   void Execute(Connection* connection, const Command& command, const uint8_t* data);
   Status Check(const Connection& connection, const Command& command, Key** key);
   void Read(const Command& command);
@@ -202,7 +217,7 @@ class Server {
   int failure_ = 0;                         // errno of a persist that failed: no later one can be relied on
 
   Tables tables_;
-  std::unordered_map<Name, uint64_t, NameHash> tickets_;
+  std::unordered_map<Name, Admission, NameHash> tickets_;
   std::unordered_map<Name, Observation, NameHash> observed_;
   std::vector<std::unique_ptr<Connection>> connections_;
   std::vector<uint32_t> generations_;
@@ -225,6 +240,8 @@ class Server {
   std::vector<Connection*> dirty_;
   std::vector<Connection*> broken_;
   std::vector<uint64_t> ready_;    // have more commands in their buffers
+  std::unordered_map<uint32_t, Pace> paces_;    // of peers
+  uint64_t next_due_ns_ = kNever;    // not after the next turn that a connection waits for
 
   int epoll_ = -1;
   int listener_ = -1;

@@ -1,6 +1,7 @@
 #include "plane/server.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/mman.h>
@@ -8,10 +9,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -672,4 +675,125 @@ TEST("turns are given in the order of asking") {
   turns.unlock();
   for (std::thread& thread : threads) thread.join();
   CHECK(order == std::vector<int>({0, 1, 2, 3, 4}));
+}
+
+TEST("a pace begins no more in any second than its rate and its burst, whatever the gaps") {
+  Pace pace({.commands = 100, .bytes = 0});
+  constexpr uint64_t kMs = 1'000'000;
+  std::vector<uint64_t> begun;
+  for (const uint64_t now_ms : {0, 300, 5000, 5001}) {
+    for (int i = 0; i < 50; i++) begun.push_back(pace.Begin(now_ms * kMs, 0));
+  }
+  for (size_t i = 0; i < begun.size(); i++) {
+    size_t end = i;
+    while (end < begun.size() && begun[end] < begun[i] + 1000 * kMs) end++;
+    CHECK(end - i <= 100 + 10 + 1);
+    CHECK(i == 0 || begun[i - 1] <= begun[i]);
+    CHECK(i >= 10 || begun[i] == 0);
+  }
+  Pace bytes({.commands = 1000, .bytes = 1e6});
+  CHECK(bytes.Begin(0, 500'000) == 0 && bytes.Begin(0, 1) == 400 * kMs && bytes.Begin(10'000 * kMs, 1) == 10'000 * kMs);
+  Pace never({.commands = 1e-300, .bytes = 0});
+  CHECK(never.Begin(5, 0) == 5 && never.Begin(5, 0) == kNever && never.Begin(5, 0) == kNever);
+}
+
+TEST("a peer at its rate waits for its turn, over all that it has, and nobody else does") {
+  Limits limits;
+  limits.rates.commands = 0.001;
+  Unit unit(limits);
+  CHECK(unit.server().Admit(MakeName(90), kSession + 1, 1) && unit.server().Admit(MakeName(91), kSession + 2, 0));
+  Client busy(unit, kTicket), calm(unit, MakeName(90));
+  Client same(unit, MakeName(91));    // another session of the busy one
+  CHECK(busy.Ask(Make(kRead, 0, 8)).header.status == kOk);
+  busy.Send(Make(kWrite, 0, 8), std::string(8, 'x'));
+  same.Send(Make(kRead, 0, 8));
+  const clock_t worked = clock();
+  for (int i = 0; i < 4; i++) CHECK(busy.Silent() && same.Silent());
+  CHECK(clock() - worked < CLOCKS_PER_SEC / 20);    // no thread looks again and again
+  CHECK(unit.server().DelayNs(0, 0) > 2'000'000'000'000);
+  CHECK(calm.Ask(Make(kRead, 0, 8, kOtherKey)).data == std::string(8, '\0'));
+  CHECK(unit.server().DelayNs(1, 0) > 999'000'000'000);
+  // Neither a revocation nor the end of the session waits for what has no turn yet.
+  Filter filter;
+  filter.by_key = true;
+  filter.key = kKey;
+  const Tables::Revocation revocation = unit.server().Revoke(filter);
+  CHECK(revocation.keys == 1 && revocation.awaits == 0);
+  CHECK(unit.server().EndSession(kSession).awaits == 0 && busy.Take().closed);
+  CHECK(WordAt(unit, 8192) == 0);
+  CHECK(same.Silent());
+}
+
+TEST("all that is paced is executed, in order, no faster than its rate, as much of it as comes at once") {
+  Limits limits;
+  limits.rates = {.commands = 2000, .bytes = 200'000};
+  limits.linger_us = 0;
+  Unit unit(limits);
+  Client client(unit, kTicket);
+  const uint64_t begun_ns = NowNs();
+  std::string bytes;
+  constexpr uint64_t kCommands = 400;
+  for (uint64_t i = 0; i < kCommands; i++) {
+    Command command = i % 2 == 0 ? Make(kWrite, 0, 200) : MakeSwap(0, 0, 1);
+    command.tag = i;
+    command.flags = i % 8 == 0 ? kPersistFlag : 0;
+    bytes.append(reinterpret_cast<const char*>(&command), sizeof(command)).append(command.data_bytes, 'x');
+  }
+  std::thread sender([&] {
+    for (size_t at = 0; at < bytes.size(); at += 1000) client.Send(&bytes[at], std::min<size_t>(1000, bytes.size() - at));
+  });
+  uint64_t last = 0;
+  for (uint64_t i = 0; i < kCommands; i++) {
+    const Answered answered = client.Take();
+    CHECK(!answered.closed && answered.header.status == kOk);
+    // Those that the disk holds up are overtaken.
+    if (answered.header.tag % 8 == 0) continue;
+    CHECK(answered.header.tag > last);
+    last = answered.header.tag;
+  }
+  sender.join();
+  // Two hundred writes of 200 bytes, of which the first 100 ms' worth come at once.
+  CHECK(NowNs() - begun_ns >= 98'000'000);
+  CHECK(unit.server().GetState().commands == kCommands);
+}
+
+TEST("a command that had to wait, and came in pieces, is paid for once") {
+  Limits limits;
+  limits.rates.commands = 20;
+  Unit unit(limits);
+  Client client(unit, kTicket);
+  const Command write = Make(kWrite, 0, 200);
+  const std::string data(200, 'x');
+  for (int i = 0; i < 7; i++) {
+    client.Send(&write, 60);
+    usleep(100);
+    client.Send(reinterpret_cast<const char*>(&write) + 60, sizeof(write) - 60);
+    client.Send(data.data(), 100);
+    usleep(100);
+    client.Send(data.data(), 100);
+  }
+  for (int i = 0; i < 7; i++) CHECK(client.Take().header.status == kOk);
+  // The next one waits no longer than one costs.
+  CHECK(unit.server().DelayNs(0, 0) <= 50'000'000);
+}
+
+TEST("a peer whose turn is to come cannot make a plane hold more than a connection's buffer, and it can be stopped") {
+  Limits limits;
+  limits.rates.bytes = 1;
+  Unit unit(limits);
+  Client client(unit, kTicket);
+  const std::string data(kDataMaxBytes, 'x');
+  CHECK(client.Ask(Make(kWrite, 0, data.size()), data).header.status == kOk);
+  const int flags = fcntl(client.fd(), F_GETFL);
+  CHECK(fcntl(client.fd(), F_SETFL, flags | O_NONBLOCK) == 0);
+  client.Send(Make(kWrite, 0, data.size()));
+  size_t taken = 0;
+  for (ssize_t sent = 0; taken < (64 << 20); taken += static_cast<size_t>(sent)) {
+    pollfd poll_fd{client.fd(), POLLOUT, 0};
+    if (poll(&poll_fd, 1, 100) == 0) break;
+    sent = send(client.fd(), data.data(), data.size(), MSG_NOSIGNAL);
+    CHECK(sent > 0);
+  }
+  CHECK(taken < (32 << 20));    // the sockets' buffers, most of it
+  unit.server().Stop();
 }

@@ -1,9 +1,10 @@
 /** A peer that asks for more than its rate is made to wait, in order, and is refused nothing. */
 import { expect, test } from 'vitest';
+import type { Clock, TimerHandle } from '../../lib/base/clock.ts';
 import { MemoryManager } from '../../lib/checkpoint/manager.ts';
 import { MemoryClient } from '../../lib/checkpoint/manager-client.ts';
 import { Pace } from '../../lib/checkpoint/pace.ts';
-import { createMemoryUnit } from '../../lib/checkpoint/unit.ts';
+import { createMemoryUnit, type UnitLimits } from '../../lib/checkpoint/unit.ts';
 import { createPeerNode } from '../../lib/peer/node.ts';
 import { SimulatedCluster } from '../../lib/testing/simulated-cluster.ts';
 import { SimulatedMemory } from '../../lib/testing/simulated-memory.ts';
@@ -28,7 +29,8 @@ test('bytes have a rate of their own; the slower of the two counts', () => {
   expect(pace.delayMs(10_000, 1)).toBe(0);
 });
 
-test('a unit with a rate executes all, in order, no faster; another peer does not wait for it', async () => {
+/** A unit with its manager, and clients with a region each. */
+async function world(limits: UnitLimits) {
   const address = { kind: 'tcp', host: 'unit', port: 7000 } as const;
   const cluster = new SimulatedCluster({ seed: 1, names: ['unit', 'busy', 'calm'] });
   const nodeOf = (name: string, peers: readonly string[]) =>
@@ -41,9 +43,29 @@ test('a unit with a rate executes all, in order, no faster; another peer does no
   const unitNode = nodeOf('unit', ['busy', 'calm']);
   const memory = new SimulatedMemory({ random: cluster.random, sizeBytes: 512 * 1024 });
   const { clock, random } = cluster.node('unit').environment;
+  const timers = new Set<TimerHandle>();
+  const unitClock: Clock = {
+    nowMs: () => clock.nowMs(),
+    wallMs: () => clock.wallMs(),
+    setTimer(delayMs, callback) {
+      const forget = () => timers.delete(handle);
+      const timer = clock.setTimer(delayMs, () => {
+        forget();
+        callback();
+      });
+      const handle = {
+        cancel() {
+          forget();
+          timer.cancel();
+        },
+      };
+      timers.add(handle);
+      return handle;
+    },
+  };
   const unit = createMemoryUnit({
-    ...{ name: 'unit', memory: memory.open(), clock, node: unitNode, recordsBytes: 64 * 1024 },
-    limits: { commandsPerSecond: 100 },
+    ...{ name: 'unit', memory: memory.open(), clock: unitClock, node: unitNode, recordsBytes: 64 * 1024 },
+    limits,
   });
   const manager = new MemoryManager({ environment: { random }, control: unit });
   manager.serve(unitNode);
@@ -51,7 +73,7 @@ test('a unit with a rate executes all, in order, no faster; another peer does no
   await manager.open();
   await unitNode.start();
 
-  const work = async (name: string, count: number) => {
+  const open = async (name: string) => {
     const node = nodeOf(name, ['unit']);
     const client = new MemoryClient({
       node,
@@ -62,6 +84,15 @@ test('a unit with a rate executes all, in order, no faster; another peer does no
     await node.start();
     await client.create(name, 64 * 1024);
     const { access } = await client.open(name);
+    return { node, access };
+  };
+  return { cluster, unit, timers, open };
+}
+
+test('a unit with a rate executes all, in order, no faster; another peer does not wait for it', async () => {
+  const { cluster, unit, open } = await world({ commandsPerSecond: 100 });
+  const work = async (name: string, count: number) => {
+    const { access } = await open(name);
     const startMs = cluster.scheduler.nowMs;
     const order: number[] = [];
     const write = async (index: number) => {
@@ -82,6 +113,19 @@ test('a unit with a rate executes all, in order, no faster; another peer does no
   expect(busy.last).toBe(199);
   expect(calm.tookMs).toBeLessThan(100);
   expect(unit.status.refused).toBe(0);
+});
+
+test('commands that wait are given up when their session ends, and hold nothing any more', async () => {
+  const { cluster, timers, open } = await world({ commandsPerSecond: 0.001 });
+  const { node, access } = await cluster.scheduler.runUntil(open('busy'), 60_000);
+  const writes = Array.from({ length: 20 }, () => access.write(0, [new Uint8Array(4096)]).catch(({ code }) => code));
+  await cluster.scheduler.runFor(1000);
+  expect(timers.size).toBe(19);
+  await cluster.scheduler.runUntil(node.close(), 60_000);
+  const outcomes = await cluster.scheduler.runUntil(Promise.all(writes), 60_000);
+  expect(outcomes).toEqual([undefined, ...Array(19).fill('ERR_HOLDFAST_PEER_LOST')]);
+  await cluster.scheduler.runFor(1000);
+  expect(timers.size).toBe(0);
 });
 
 test('a rate that cannot be is refused', () => {

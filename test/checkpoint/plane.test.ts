@@ -9,10 +9,12 @@ import { Worker } from 'node:worker_threads';
 import { afterEach, describe, expect, test } from 'vitest';
 import { systemEnvironment } from '../../lib/base/system-environment.ts';
 import { encodeCommand, Operation } from '../../lib/checkpoint/command-format.ts';
+import { openAccess } from '../../lib/checkpoint/memory-session.ts';
 import { openPlane, type Plane, type PlaneOptions } from '../../lib/checkpoint/plane.ts';
 import { openPlaneAccess } from '../../lib/checkpoint/plane-access.ts';
 import { type PlaneSession, sharedPlaneClient } from '../../lib/checkpoint/plane-client.ts';
 import { planeTransport } from '../../lib/checkpoint/plane-transport.ts';
+import type { UnitLimits } from '../../lib/checkpoint/unit.ts';
 import type { Grant } from '../../lib/checkpoint/unit-control.ts';
 import { openRegion, type Region } from '../../lib/storage/region.ts';
 import { UnitOverNetwork } from './unit-over-network.ts';
@@ -375,6 +377,64 @@ describe('limits', () => {
       plane.install([{ region: REGION, extents: [{ startBytes: 0, lengthBytes: 65 * PAGE }] }]),
     ).rejects.toEqual(fails('OUT_OF_RANGE'));
     expect(() => plane.grant(grant(2, { region: 'b'.repeat(32) }), 1)).toThrow(fails('BAD_ARGUMENT'));
+  });
+});
+
+describe('rates', () => {
+  async function accesses(limits: UnitLimits) {
+    const network = await new UnitOverNetwork().start(true, limits);
+    cleanUps.push(() => network.close());
+    await network.unit.install([{ region: REGION, extents: [{ startBytes: PAGE, lengthBytes: 64 * PAGE }] }]);
+    const of = async (number: number, peer: string) => {
+      const context = grant(number, { peer });
+      await network.unit.grant(context);
+      const overPlane = openPlaneAccess(await network.connect(peer), context);
+      return { overPlane, overSession: openAccess(network.session(peer), context) };
+    };
+    return { network, ann: await of(1, 'ann'), ben: await of(2, 'ben') };
+  }
+  const settled = (promise: Promise<unknown>) =>
+    Promise.race([
+      promise.then(
+        () => true,
+        () => true,
+      ),
+      new Promise((resolve) => setTimeout(resolve, 50, false)),
+    ]);
+
+  test('a peer keeps to one rate over its session and the plane together, and nobody else waits for it', async () => {
+    const { network, ann, ben } = await accesses({ commandsPerSecond: 0.001 });
+    await ann.overPlane.read(0, new Uint8Array(8));
+    const waiting = [
+      ann.overSession.write(0, [new Uint8Array(8).fill(1)]),
+      ann.overPlane.write(0, [new Uint8Array(8).fill(2)]),
+    ];
+    expect(await Promise.all(waiting.map(settled))).toEqual([false, false]);
+    await ben.overSession.read(0, new Uint8Array(8));
+    expect(await settled(ben.overPlane.read(0, new Uint8Array(8)))).toBe(false);
+    // A revocation does not wait for them, nor does the end of the session.
+    expect(await network.unit.revoke({ region: REGION, peer: 'ann' })).toBe(1);
+    const ended = Promise.allSettled(waiting);
+    await network.endSession('ann');
+    for (const { status } of await ended) expect(status).toBe('rejected');
+    expect(network.region.bytes[PAGE]).toBe(0);
+  });
+
+  test('what comes too fast is executed, in order, and not faster', async () => {
+    const { ann, network } = await accesses({ bytesPerSecond: 100 * PAGE });
+    const startMs = performance.now();
+    const order: number[][] = [[], []];
+    const write = async (way: number, page: number) => {
+      const access = way === 0 ? ann.overPlane : ann.overSession;
+      await access.write((32 * way + page) * PAGE, [new Uint8Array(PAGE).fill(page + 1)]);
+      order[way]!.push(page);
+    };
+    const pages = Array.from({ length: 20 }, (_, page) => page);
+    await Promise.all(pages.flatMap((page) => [write(0, page), write(1, page)]));
+    expect(performance.now() - startMs).toBeGreaterThan(280);
+    expect(order).toEqual([pages, pages]);
+    for (const page of pages)
+      expect([0, 32].map((first) => network.region.bytes[(1 + first + page) * PAGE])).toEqual([page + 1, page + 1]);
   });
 });
 

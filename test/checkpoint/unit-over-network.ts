@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import type { Address } from '../../lib/base/network.ts';
 import { systemEnvironment } from '../../lib/base/system-environment.ts';
 import { type ConnectPlaneOptions, connectPlane } from '../../lib/checkpoint/plane-ticket.ts';
-import { createMemoryUnit, type MemoryUnit } from '../../lib/checkpoint/unit.ts';
+import { createMemoryUnit, type MemoryUnit, type UnitLimits } from '../../lib/checkpoint/unit.ts';
 import { mappedMemory } from '../../lib/checkpoint/unit-memory.ts';
 import { createPeerNode, type PeerNodeOptions } from '../../lib/peer/node.ts';
 import type { PeerNode, PeerSession } from '../../lib/peer/peer.ts';
@@ -22,7 +22,7 @@ export class UnitOverNetwork {
   unit!: MemoryUnit;
 
   /** `plane`: with one. */
-  async start(plane: boolean): Promise<this> {
+  async start(plane: boolean, limits: UnitLimits = {}): Promise<this> {
     const peers = ['ann', 'ben'];
     const address = await freeAddress();
     const common = { environment, clusterId: 'test', key, link: 'dedicated' } as const;
@@ -39,6 +39,7 @@ export class UnitOverNetwork {
       clock: environment.clock,
       node,
       recordsBytes: 4096,
+      limits,
       ...(plane && { plane: { ...environment, host: '127.0.0.1', region: this.region } }),
     });
     await node.start();

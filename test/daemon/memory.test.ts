@@ -145,10 +145,11 @@ describe('a unit with its manager', () => {
     expect(kinds('a')).toContain('memory-granted');
   });
 
-  it('has a data plane on a dedicated link, which clients use; and none where links are secret', async () => {
+  it('has a data plane on a dedicated link, also with a rate, which clients use; and none where links are secret', async () => {
     expect(a.status().memory?.unit?.plane).toBe(null);
     await a.close();
     Object.assign(office.config, { link: 'dedicated' });
+    Object.assign(office.config.nodes[0].memoryUnit, { commandsPerSecond: 1e6 });
     office.save();
     a = await office.start('a');
     const { cluster, peers, keyFile } = await office.load('b');
