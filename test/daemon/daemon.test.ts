@@ -6,7 +6,8 @@ import { afterEach, describe, expect, it } from 'vitest';
 import { systemEnvironment } from '../../lib/base/system-environment.ts';
 import { ControlClient } from '../../lib/daemon/control-client.ts';
 import { connectNbd } from '../../lib/nbd/nbd-device.ts';
-import { freePort, MIB, Office, type OfficeOptions, online, until, VOLUME_BYTES } from './office.ts';
+import { freePort } from '../free-port.ts';
+import { MIB, Office, type OfficeOptions, online, until, VOLUME_BYTES } from './office.ts';
 
 let office: Office;
 const offices: Office[] = [];

@@ -9,6 +9,7 @@ import { Daemon, type DaemonEvent } from '../../lib/daemon/daemon.ts';
 import type { DaemonStatus } from '../../lib/daemon/status.ts';
 import { createStateFile } from '../../lib/daemon/tie-breaker.ts';
 import { createMember } from '../../lib/daemon/volume.ts';
+import { freePort } from '../free-port.ts';
 
 export const MIB = 1024 * 1024;
 export const VOLUME_BYTES = 4 * MIB;
@@ -24,13 +25,6 @@ export interface OfficeOptions {
 }
 
 /** A port that nothing listens on at the moment. */
-export async function freePort(): Promise<number> {
-  const address = { kind: 'tcp', host: '127.0.0.1', port: 0 } as const;
-  const listener = await systemEnvironment.network.listen(address, {}, (connection) => connection.destroy());
-  const { address: bound } = listener;
-  await listener.close();
-  return bound.kind === 'tcp' ? bound.port : 0;
-}
 
 export class Office {
   readonly folder: string;

@@ -12,6 +12,7 @@ import { ControlClient } from '../../lib/daemon/control-client.ts';
 import type { VolumeStatus } from '../../lib/daemon/status.ts';
 import { connectNbd } from '../../lib/nbd/nbd-device.ts';
 import type { BlockDevice } from '../../lib/storage/block-device.ts';
+import { freePort } from '../free-port.ts';
 import { Child, run, TemporaryFolder } from './processes.ts';
 
 export const MIB = 2 ** 20;
@@ -209,12 +210,4 @@ export async function firstDifference(one: string, other: string, sizeBytes: num
   } finally {
     for (const file of files) await file.close();
   }
-}
-
-export async function freePort(): Promise<number> {
-  const any: Address = { kind: 'tcp', host: '127.0.0.1', port: 0 };
-  const listener = await systemEnvironment.network.listen(any, {}, (connection) => connection.destroy());
-  const { address } = listener;
-  await listener.close();
-  return address.kind === 'tcp' ? address.port : 0;
 }

@@ -7,7 +7,7 @@ import { systemEnvironment } from '../../lib/base/system-environment.ts';
 import { fetchStatus } from '../../lib/cli/status-command.ts';
 import { ControlClient } from '../../lib/daemon/control-client.ts';
 import type { MemoryStatus } from '../../lib/daemon/status.ts';
-import { freePort } from './cluster.ts';
+import { freePort } from '../free-port.ts';
 import { Child, run, TemporaryFolder } from './processes.ts';
 
 const main = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));

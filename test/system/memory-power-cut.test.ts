@@ -26,7 +26,8 @@ import type { RegionAccess } from '../../lib/checkpoint/one-sided.ts';
 import { formatCheckpointRegion } from '../../lib/checkpoint/region-record.ts';
 import { loadKey, loadNodeConfig } from '../../lib/daemon/config-file.ts';
 import packageJson from '../../package.json' with { type: 'json' };
-import { freePort, MIB } from './cluster.ts';
+import { freePort } from '../free-port.ts';
+import { MIB } from './cluster.ts';
 import { Guest, missingForGuest } from './guest.ts';
 import { run, TemporaryFolder } from './processes.ts';
 
