@@ -14,6 +14,7 @@ import { makeKey } from '../daemon/config-file.ts';
 import { ControlClient } from '../daemon/control-client.ts';
 import type { DaemonStatus, VolumeStatus } from '../daemon/status.ts';
 import type { CliContext } from './context.ts';
+import { freeAddresses } from './free-addresses.ts';
 import { KeptProcess } from './kept-process.ts';
 import { fetchStatus } from './status-command.ts';
 
@@ -182,7 +183,7 @@ export class DemoCluster implements AsyncDisposable {
   }
 
   async #configText(): Promise<string> {
-    const [a, b, tie] = await freeAddresses(this.#context, 3);
+    const [a, b, tie] = await freeAddresses(this.#context.environment, 3);
     const id = new Uint8Array(16);
     this.#context.environment.random.fill(id);
     const node = (name: NodeName, address: Address) => ({
@@ -228,17 +229,4 @@ async function createFile(path: string, sizeBytes: number): Promise<void> {
   } finally {
     await file.close();
   }
-}
-
-/** Ports that nothing listens on at the moment. */
-export async function freeAddresses(context: CliContext, count: number): Promise<Address[]> {
-  const loopback: Address = { kind: 'tcp', host: '127.0.0.1', port: 0 };
-  const listeners = await Promise.all(
-    Array.from({ length: count }, () =>
-      context.environment.network.listen(loopback, {}, (connection) => connection.destroy()),
-    ),
-  );
-  const addresses = listeners.map((listener) => listener.address);
-  for (const listener of listeners) await listener.close();
-  return addresses;
 }

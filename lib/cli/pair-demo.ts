@@ -14,9 +14,9 @@ import { formatAddress } from '../base/network.ts';
 import { makeKey } from '../daemon/config-file.ts';
 import { ControlClient } from '../daemon/control-client.ts';
 import type { CliContext } from './context.ts';
-import { freeAddresses } from './demo-cluster.ts';
 import { DemoStory } from './demo-story.ts';
 import { EXIT } from './exit-code.ts';
+import { freeAddresses } from './free-addresses.ts';
 import { KeptProcess } from './kept-process.ts';
 import { PairOrders } from './pair-demo-orders.ts';
 import type { PairServiceSettings } from './pair-demo-service.ts';
@@ -123,8 +123,7 @@ class PairDemo implements AsyncDisposable {
     const key = new Uint8Array(32);
     environment.random.fill(key);
     await makeKey(join(this.#folder, 'demo.key'), key);
-    const [address] = await freeAddresses(this.#context, 1);
-    if (address?.kind !== 'tcp') throw new HoldfastError('ERR_HOLDFAST_INTERNAL', 'a free port is one of TCP');
+    const address = (await freeAddresses(environment, 1))[0]!;
     const config = {
       cluster: 'demo',
       keyFile: 'demo.key',
