@@ -226,10 +226,14 @@ export class SimulatedServer extends SimulatedMachine {
     this.startIfDead();
   }
 
-  /** It has refused, as it should. If it was the source of a resync that did not end, no good copy is left. */
+  /**
+   * It has refused, as it should. If it was the source of a resync that did not end, no good copy is left: an operator
+   * who created this one anew as well would make a volume of what is on the disks.
+   */
   #giveUpCopy(): void {
     const isOtherGood = this.other.volume === undefined || this.other.isGood;
-    if (!isOtherGood || this.world.losses.isAlone(this)) this.world.refused = true;
+    this.world.refused ||= !isOtherGood || this.world.losses.isAlone(this);
+    if (this.world.refused) return;
     this.world.later(OPERATOR_DELAY_MS, () => void this.createAnew());
   }
 }
