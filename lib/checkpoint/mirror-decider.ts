@@ -96,7 +96,7 @@ export class RemoteArbiter implements Arbiter {
     this.#sessions = sessionsOf(options.node);
   }
 
-  /** As Arbiter.compareAndSwap; also ERR_HOLDFAST_ACCESS and ERR_HOLDFAST_REFUSED by a decider. */
+  /** As Arbiter.compareAndSwap; also ERR_HOLDFAST_REFUSED by a decider, ERR_HOLDFAST_ACCESS by all that answer. */
   async compareAndSwap(expected: string, next: string, signal?: AbortSignal): Promise<SwapResult> {
     throwIfAborted(signal, 'the compare-and-swap');
     const { clock, deadlineMs = DEADLINE_MS } = this.#options;
@@ -106,19 +106,23 @@ export class RemoteArbiter implements Arbiter {
     let last: unknown;
     try {
       for (;;) {
+        let refusals = 0;
         for (const session of this.#reachable()) {
           try {
             return await this.#ask(session, expected, next, both);
           } catch (error) {
             if (both.aborted || !isWorthAnother(error)) throw error;
             last = error;
+            if (isHoldfastError(error, 'ERR_HOLDFAST_ACCESS')) refusals += 1;
           }
         }
+        if (refusals === this.#options.deciders.length) throw last;
         await this.#pause(both);
       }
     } catch (error) {
       throwIfAborted(signal, 'the compare-and-swap');
       if (!deadline.signal.aborted) throw error;
+      if (isHoldfastError(last, 'ERR_HOLDFAST_ACCESS')) throw last;
       throw new HoldfastError(
         'ERR_HOLDFAST_NO_MAJORITY',
         `none of ${this.#options.deciders.join(', ')} has decided within ${deadlineMs} ms; bring back enough of them`,
@@ -167,8 +171,15 @@ function sessionsOf(node: PeerNode): Waiters {
   return waiters;
 }
 
+const WORTH_ANOTHER = [
+  // A manager whose unit has lost its memory does not know who may what.
+  'ERR_HOLDFAST_ACCESS',
+  'ERR_HOLDFAST_BUSY',
+  'ERR_HOLDFAST_CLOSED',
+  'ERR_HOLDFAST_NO_MAJORITY',
+  'ERR_HOLDFAST_PEER_LOST',
+] as const;
+
 function isWorthAnother(error: unknown): boolean {
-  return (
-    ['ERR_HOLDFAST_PEER_LOST', 'ERR_HOLDFAST_NO_MAJORITY', 'ERR_HOLDFAST_BUSY', 'ERR_HOLDFAST_CLOSED'] as const
-  ).some((code) => isHoldfastError(error, code));
+  return WORTH_ANOTHER.some((code) => isHoldfastError(error, code));
 }

@@ -222,6 +222,21 @@ describe('the register, for those who are no voters', () => {
     expect(await site.stands()).toBe('');
   });
 
+  test('is decided by the other one while a unit has lost its memory, and does not know who may what', async () => {
+    const site = await new Site().start();
+    await (await site.open('w1')).close();
+    const value = await site.stands();
+    site.replace(0);
+    await site.pass(10_000);
+    await site.startUnit(0, true);
+    await site.pass(1000);
+    expect(await site.stands()).toBe(value);
+    const access = await site.open('w1');
+    await site.until(access.write(0, filled(1), { persist: true }));
+    site.kill(1);
+    expect(await rejection(site.stands())).toBe('ERR_HOLDFAST_ACCESS');
+  });
+
   test('is asked of the other one when the first one is away, and in vain without a majority', async () => {
     const site = await new Site().start();
     await (await site.open('w1')).close();
