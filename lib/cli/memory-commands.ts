@@ -1,17 +1,20 @@
 /** `holdfast memory …`: the file of a memory unit, and what its operator asks the unit's manager for. */
 import { type Command, InvalidArgumentError } from 'commander';
-import { HoldfastError } from '../base/errors.ts';
+import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import type { Right } from '../checkpoint/one-sided.ts';
 import { REGION_BYTES_MAX, REGION_NAME_PATTERN } from '../checkpoint/region-directory.ts';
+import type { MirroredRegionConfig, NodeConfig } from '../daemon/config.ts';
 import { loadNodeConfig } from '../daemon/config-file.ts';
 import { ControlClient } from '../daemon/control-client.ts';
 import { createMemoryFile, type MemoryMethod } from '../daemon/memory.ts';
+import { createVote, stateFileOf, votedRegions } from '../daemon/mirrored-region.ts';
 import { formatSize } from '../daemon/sizes.ts';
-import { type MemoryListing, memoryListingSchema } from '../daemon/status.ts';
+import { type MemoryListing, type MirroredRegionStatus, memoryListingSchema } from '../daemon/status.ts';
 import { NAME_PATTERN } from '../peer/handshake.ts';
 import type { CliContext } from './context.ts';
 import { sizeOption } from './options.ts';
 import { type ControlOptions, controlPath, withControlOptions } from './status-command.ts';
+import { mirroredUnits, mirroredWriter } from './status-text.ts';
 
 interface RangeOptions extends ControlOptions {
   readonly offset?: number;
@@ -31,17 +34,59 @@ export function addMemoryCommands(program: Command, context: CliContext): void {
 function addCreate(memory: Command, context: CliContext): void {
   memory
     .command('create')
-    .description("make the file of this node's memory unit: once, before serve")
+    .description("make the files of this node's memory unit and of its votes on mirrored regions: once, before serve")
     .argument('<config>', 'file that describes the cluster (docs/config.md)')
     .option('--node <name>', 'which node of the configuration this is')
     .action(async (path: string, options: { node?: string }) => {
       const config = await loadNodeConfig(path, options.node);
-      const means = await createMemoryFile(config, context.environment.clock);
-      const { file, sizeBytes } = config.memoryUnit!;
-      context.stdout.write(
-        `${file} is now the memory of unit ${config.name}: ${formatSize(sizeBytes)}, by ${means}.\n`,
-      );
+      const votes = votedRegions(config).map((region) => makeVote(config, region));
+      // Where there is neither, it says so.
+      const unit = config.memoryUnit !== undefined || votes.length === 0 ? [makeUnit(config, context)] : [];
+      const made = await makeMissing([...unit, ...votes]);
+      context.stdout.write(made.map((line) => `${line}.\n`).join(''));
     });
+}
+
+/** A file that this node needs. */
+interface Maker {
+  readonly path: string;
+  /** Makes it, and says so. */
+  readonly make: () => Promise<string>;
+}
+
+function makeUnit(config: NodeConfig, { environment }: CliContext): Maker {
+  const make = async () => {
+    const means = await createMemoryFile(config, environment.clock);
+    const { file, sizeBytes } = config.memoryUnit!;
+    return `${file} is now the memory of unit ${config.name}: ${formatSize(sizeBytes)}, by ${means}`;
+  };
+  return { path: config.memoryUnit?.file ?? '', make };
+}
+
+function makeVote(config: NodeConfig, region: MirroredRegionConfig): Maker {
+  const path = stateFileOf(config, region);
+  const make = async () => {
+    await createVote(config, region);
+    return `${path} is now the vote of ${config.name} on the mirrored region ${region.name}`;
+  };
+  return { path, make };
+}
+
+/** What is there stays as it is; if all is there, that is an error. */
+async function makeMissing(makers: readonly Maker[]): Promise<string[]> {
+  const said: string[] = [];
+  const kept: unknown[] = [];
+  for (const { path, make } of makers) {
+    try {
+      said.push(await make());
+    } catch (error) {
+      if (!isHoldfastError(error, 'ERR_HOLDFAST_DEVICE_EXISTS')) throw error;
+      kept.push(error);
+      said.push(`${path} is there already, and left as it is`);
+    }
+  }
+  if (kept.length === makers.length) throw kept[0];
+  return said;
 }
 
 function addList(memory: Command, context: CliContext): void {
@@ -141,14 +186,30 @@ function rangeOf({ offset, length }: RangeOptions): object {
   return { range: { base: offset ?? 0, lengthBytes: length } };
 }
 
-function listText({ unit, regions }: MemoryListing): string {
-  if (regions.length === 0) return `unit ${unit} has no regions\n`;
+function listText({ unit, regions, mirrored }: MemoryListing): string {
+  const missing = mirrored.filter(({ name }) => !regions.some((region) => region.name === name));
+  if (regions.length + missing.length === 0) return `unit ${unit} has no regions\n`;
   const lines = regions.flatMap(({ name, sizeBytes, owner, epoch, access }) => [
     `${name}  ${formatSize(sizeBytes)}, of ${owner}, epoch ${epoch}`,
+    ...mirrored.filter((region) => region.name === name).map((region) => `  mirrored: ${standingText(region)}`),
     ...access.map(({ peer, rights, range }) => {
       const where = range === undefined ? '' : `, ${range.lengthBytes} bytes at ${range.base}`;
       return `  ${peer} may ${rights.join(' and ')}${where}`;
     }),
   ]);
+  lines.push(
+    ...missing.flatMap((region) => [
+      `${region.name}  is not created in this unit: holdfast memory create-region ${region.name} SIZE`,
+      `  mirrored: ${standingText(region)}`,
+    ]),
+  );
   return `${lines.join('\n')}\n`;
+}
+
+/** In one line; `status` has the rest. */
+function standingText(region: MirroredRegionStatus): string {
+  const away = region.voters.filter(({ inReach }) => !inReach).map(({ node }) => node);
+  const without = away.length === 0 ? '' : `; ${away.join(' and ')} cannot be asked`;
+  const writer = region.writer === null ? '' : `, written by ${mirroredWriter(region)}`;
+  return `${region.state}, ${mirroredUnits(region).join(', ')}${writer}${without}`;
 }

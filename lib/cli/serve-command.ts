@@ -4,6 +4,7 @@ import { formatAddress } from '../base/network.ts';
 import type { NodeConfig } from '../daemon/config.ts';
 import { loadKey, loadNodeConfig } from '../daemon/config-file.ts';
 import { Daemon, type DaemonEvent } from '../daemon/daemon.ts';
+import { votedRegions } from '../daemon/mirrored-region.ts';
 import { formatSize } from '../daemon/sizes.ts';
 import { aborted, type CliContext } from './context.ts';
 import { release } from './release.ts';
@@ -54,7 +55,9 @@ function sentence(config: NodeConfig, event: DaemonEvent): string {
   const tieBreaker = votes.length === 0 ? '' : `; tie-breaker of ${votes.join(', ')}`;
   const memory = config.memoryUnit === undefined ? '' : `; memory unit of ${formatSize(config.memoryUnit.sizeBytes)}`;
   const manager = config.managerOf === undefined ? '' : `; manager of unit ${config.managerOf.unit}`;
-  const rest = `${tieBreaker}${memory}${manager}`;
+  const mirrored = votedRegions(config).map((region) => region.name);
+  const vote = mirrored.length === 0 ? '' : `; a vote on ${mirrored.join(', ')}`;
+  const rest = `${tieBreaker}${memory}${manager}${vote}`;
   return `${config.name}: ready; exports: ${exported.join(', ') || 'none'}${rest}; control socket ${config.control}\n`;
 }
 

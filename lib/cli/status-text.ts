@@ -7,6 +7,8 @@ import type {
   LinkReport,
   ManagerReport,
   MemoryStatus,
+  MirroredRegionStatus,
+  Problem,
   Refusal,
   ResyncStatus,
   TieBreakerStatus,
@@ -24,6 +26,7 @@ export function statusText(status: DaemonStatus): string {
     ...block('exports', status.exports.map(exportLine)),
     ...status.volumes.flatMap((volume) => ['', ...volumeLines(volume)]),
     ...status.tieBreakers.flatMap((tieBreaker) => ['', ...tieBreakerLines(tieBreaker)]),
+    ...status.mirroredRegions.flatMap((region) => ['', ...mirroredLines(region)]),
     ...(status.memory ? ['', ...memoryLines(status.memory)] : []),
   ];
   return `${lines.join('\n')}\n`;
@@ -44,15 +47,15 @@ function volumeLines(volume: VolumeStatus): string[] {
   return [
     field('volume', `${volume.name}, ${formatSize(volume.sizeBytes)}${serving}`),
     field('state', volume.state),
-    ...volume.problems.flatMap((problem) => [
-      field('status', problem.message),
-      ...(problem.action === '' ? [] : [field('action', problem.action)]),
-      field('see', problem.code),
-    ]),
+    ...volume.problems.flatMap(problemAndAction),
     ...(volume.resync ? [field('resync', resyncLine(volume.resync))] : []),
     ...block('copies', volume.copies.map(copyLine)),
     ...block('voters', volume.voters.map(voterLine)),
   ];
+}
+
+function problemAndAction({ message, action, code }: Problem): string[] {
+  return [field('status', message), ...(action === '' ? [] : [field('action', action)]), field('see', code)];
 }
 
 function tieBreakerLines({ volume, stateFile, members, problem }: TieBreakerStatus): string[] {
@@ -66,6 +69,35 @@ function tieBreakerLines({ volume, stateFile, members, problem }: TieBreakerStat
       members.map(({ node, connected }) => `${node}  ${connected ? 'Connected' : 'Connecting'}`),
     ),
   ];
+}
+
+function mirroredLines(region: MirroredRegionStatus): string[] {
+  const { name, role, state, problems, voters, stateFile } = region;
+  const part = role === 'tie-breaker' ? ': this node is its tie-breaker' : '';
+  return [
+    field('region', `${name}, mirrored over ${region.units.map(({ unit }) => unit).join(' and ')}${part}`),
+    field('state', state),
+    ...problems.flatMap(problemAndAction),
+    ...block('units', mirroredUnits(region)),
+    ...(region.writer === null ? [] : [field('writer', mirroredWriter(region))]),
+    ...block('voters', voters.map(voterLine)),
+    field('file', stateFile),
+  ];
+}
+
+/** As far as this node knows. */
+export function mirroredUnits({ units, isCurrent }: MirroredRegionStatus): string[] {
+  const known = isCurrent ? '' : ' when this node voted last';
+  const word = (inSync: boolean | null) => {
+    if (inSync === null) return isCurrent ? 'not written yet' : 'not known';
+    return `${inSync ? 'in sync' : 'out of sync'}${known}`;
+  };
+  return units.map(({ unit, inSync }) => `${unit} ${word(inSync)}`);
+}
+
+/** Who it is, if there is one. */
+export function mirroredWriter({ writer, epoch }: MirroredRegionStatus): string {
+  return `${writer}, epoch ${epoch}`;
 }
 
 /** As many as a screen has room for; --json has more. */

@@ -29,6 +29,12 @@ const uuid = z
   )
   .transform((text) => text.toLowerCase());
 
+/** A UUID, with dashes or without; without from here on. */
+const registerId = z
+  .string()
+  .transform((text) => text.replaceAll('-', '').toLowerCase())
+  .pipe(z.string().regex(/^[0-9a-f]{32}$/, 'is not a UUID; `uuidgen` or `node -p "crypto.randomUUID()"` makes one'));
+
 const address = z.string().transform((text, context) => {
   const parsed = parseAddress(text);
   const problem =
@@ -88,7 +94,7 @@ const onLostPeer = z
   .optional();
 
 /** Has a vote and no copy. */
-const tieBreaker = z.strictObject({ node: name, stateFile: path }).optional();
+const tieBreaker = z.strictObject({ node: name, stateFile: path });
 
 const volume = z.strictObject({
   name,
@@ -96,7 +102,7 @@ const volume = z.strictObject({
   sizeBytes: size({ min: MIB, max: 8 * KIB ** 5 - BLOCK_BYTES }),
   ackMode: z.literal('durable').default('durable'),
   quorum: z.enum(['none', 'majority']).default('none'),
-  tieBreaker,
+  tieBreaker: tieBreaker.optional(),
   onLostPeer,
   members: z
     .array(member)
@@ -104,6 +110,17 @@ const volume = z.strictObject({
   policingExtentBytes: size({ min: 64 * KIB, max: 1024 * MIB, powerOfTwo: true }).default(MIB),
   activityLogExtentBytes: size({ min: 64 * KIB, max: 1024 * MIB, powerOfTwo: true }).default(4 * MIB),
   bitmapGrainBytes: size({ min: BLOCK_BYTES, max: 64 * MIB, powerOfTwo: true }).default(64 * KIB),
+});
+
+/** A region of the same name in two units. */
+const mirroredRegion = z.strictObject({
+  name,
+  id: registerId,
+  units: z
+    /** `stateFile`: of the vote, at the node with the unit's manager. */
+    .array(z.strictObject({ unit: name, stateFile: path }))
+    .length(2, 'a mirrored region lies in two units; name both, in an order that stays'),
+  tieBreaker,
 });
 
 const exported = z.strictObject({
@@ -160,9 +177,11 @@ export const configSchema = z.strictObject({
   leaseMs: milliseconds(50, 600_000).default(3000),
   nodes: z.array(node).min(1, 'names no node; each server is one').max(16, 'has more than 16 nodes'),
   volumes: z.array(volume).max(1024, 'has more than 1024 volumes').default([]),
+  mirroredRegions: z.array(mirroredRegion).max(256, 'has more than 256 mirrored regions').default([]),
 });
 
 export type ClusterSettings = z.output<typeof configSchema>;
 export type NodeSettings = ClusterSettings['nodes'][number];
 export type VolumeSettings = ClusterSettings['volumes'][number];
+export type MirroredRegionSettings = ClusterSettings['mirroredRegions'][number];
 export type ExportSettings = NodeSettings['exports'][number];

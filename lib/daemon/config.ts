@@ -15,6 +15,7 @@ import {
   type ClusterSettings,
   configSchema,
   type ExportSettings,
+  type MirroredRegionSettings,
   type NodeSettings,
   type VolumeSettings,
 } from './config-schema.ts';
@@ -79,6 +80,26 @@ export interface MemoryUnitConfig {
   readonly rates: Rates;
 }
 
+/** One of the two units of a mirrored region. */
+export interface LegConfig {
+  /** Name of the unit, and of its node. */
+  readonly unit: string;
+  /** The node that has the unit's manager, and a vote. */
+  readonly manager: string;
+  /** Where the vote is kept. As the configuration has it; absolute on the manager's own node. */
+  readonly stateFile: string;
+}
+
+/** A region of the same name in two units. */
+export interface MirroredRegionConfig {
+  readonly name: string;
+  /** Of its register: 32 hexadecimal digits. */
+  readonly id: string;
+  /** In an order that stays: the register calls them `a` and `b`. */
+  readonly units: readonly [LegConfig, LegConfig];
+  readonly tieBreaker: TieBreakerConfig;
+}
+
 export interface PeerConfig {
   readonly name: string;
   /** None: it is a client, and dials. */
@@ -110,6 +131,8 @@ export interface NodeConfig {
   readonly memoryUnit: MemoryUnitConfig | undefined;
   /** The unit whose manager this node has: its own, or another node's. */
   readonly managerOf: MemoryUnitConfig | undefined;
+  /** All of the cluster. */
+  readonly mirroredRegions: readonly MirroredRegionConfig[];
 }
 
 /** Parses and checks a whole configuration. Throws ERR_HOLDFAST_CONFIG with a line for each problem. */
@@ -158,7 +181,23 @@ export function nodeConfig(source: string, settings: ClusterSettings, nodeName?:
     exports: node.exports.map((exported) => exportConfig(exported, absolute)),
     memoryUnit: units.find(({ unit }) => unit === node.name),
     managerOf: units.find(({ manager }) => manager === node.name),
+    mirroredRegions: settings.mirroredRegions.map((region) => mirroredRegionConfig(region, units, node.name, absolute)),
   };
+}
+
+function mirroredRegionConfig(
+  { units, tieBreaker, ...rest }: MirroredRegionSettings,
+  managed: readonly MemoryUnitConfig[],
+  own: string,
+  absolute: (path: string) => string,
+): MirroredRegionConfig {
+  const placed = (node: string, path: string) => (node === own ? absolute(path) : path);
+  const legs = units.map(({ unit, stateFile }): LegConfig => {
+    const { manager } = managed.find((each) => each.unit === unit)!;
+    return { unit, manager, stateFile: placed(manager, stateFile) };
+  });
+  const { node, stateFile } = tieBreaker;
+  return { ...rest, units: [legs[0]!, legs[1]!], tieBreaker: { node, stateFile: placed(node, stateFile) } };
 }
 
 function memoryUnitConfig(
@@ -325,8 +364,13 @@ function crossCheck(settings: ClusterSettings): ConfigProblem[] {
     ...checkTimes(settings),
     ...doubled(settings.nodes.map((node, index) => [node.name, ['nodes', index, 'name']])),
     ...doubled(settings.volumes.map((volume, index) => [volume.name, ['volumes', index, 'name']])),
-    ...doubled(settings.volumes.map((volume, index) => [volume.id, ['volumes', index, 'id']])),
+    ...doubled([
+      ...settings.volumes.map(({ id }, index): Named => [id.replaceAll('-', ''), ['volumes', index, 'id']]),
+      ...settings.mirroredRegions.map(({ id }, index): Named => [id, ['mirroredRegions', index, 'id']]),
+    ]),
     ...settings.volumes.flatMap((_, index) => checkVolume(settings, index)),
+    ...doubled(settings.mirroredRegions.map(({ name }, index) => [name, ['mirroredRegions', index, 'name']])),
+    ...settings.mirroredRegions.flatMap((_, index) => checkMirroredRegion(settings, index)),
     ...checkPlaces(settings),
     ...settings.nodes.flatMap((_, index) => [
       ...checkAddresses(settings, index),
@@ -434,6 +478,12 @@ function checkPlaces(settings: ClusterSettings): ConfigProblem[] {
   for (const [index, { tieBreaker }] of settings.volumes.entries())
     if (tieBreaker !== undefined)
       places.push([`${tieBreaker.node}:${tieBreaker.stateFile}`, ['volumes', index, 'tieBreaker', 'stateFile']]);
+  for (const [index, { units, tieBreaker }] of settings.mirroredRegions.entries()) {
+    const path = ['mirroredRegions', index];
+    for (const [place, { unit, stateFile }] of units.entries())
+      places.push([`${managerOf(settings, unit) ?? unit}:${stateFile}`, [...path, 'units', place, 'stateFile']]);
+    places.push([`${tieBreaker.node}:${tieBreaker.stateFile}`, [...path, 'tieBreaker', 'stateFile']]);
+  }
   for (const [index, { name, memoryUnit }] of settings.nodes.entries())
     if (memoryUnit !== undefined) places.push([`${name}:${memoryUnit.file}`, ['nodes', index, 'memoryUnit', 'file']]);
   for (const [index, node] of settings.nodes.entries())
@@ -464,7 +514,43 @@ function isClient(settings: ClusterSettings, { name, memoryUnit }: NodeSettings)
   const serves = (volume: VolumeSettings) =>
     volume.tieBreaker?.node === name || volume.members.some((member) => member.node === name);
   const manages = settings.nodes.some((other) => other.memoryUnit?.manager === name);
-  return memoryUnit === undefined && !manages && !settings.volumes.some(serves);
+  const votes = settings.mirroredRegions.some(({ tieBreaker }) => tieBreaker.node === name);
+  return memoryUnit === undefined && !manages && !votes && !settings.volumes.some(serves);
+}
+
+/** The node that has a unit's manager; undefined if there is no such unit. */
+function managerOf(settings: ClusterSettings, unit: string): string | undefined {
+  const { memoryUnit } = settings.nodes.find(({ name }) => name === unit) ?? {};
+  return memoryUnit && (memoryUnit.manager ?? unit);
+}
+
+/** Two units, each with its manager, that no one node's loss takes away together; and three that vote. */
+function checkMirroredRegion(settings: ClusterSettings, index: number): ConfigProblem[] {
+  const { units, tieBreaker } = settings.mirroredRegions[index]!;
+  const names = settings.nodes.map(({ name }) => name);
+  const problems: ConfigProblem[] = [];
+  const problem = (path: ConfigPath, message: string) =>
+    problems.push({ path: ['mirroredRegions', index, ...path], message });
+  const isDoubled = units[0]!.unit === units[1]!.unit;
+  if (isDoubled)
+    problem(['units', 1, 'unit'], `"${units[1]!.unit}" is the first one already; a mirror takes two units`);
+  for (const [place, { unit }] of units.entries()) {
+    const at = ['units', place, 'unit'];
+    const manager = managerOf(settings, unit);
+    if (!names.includes(unit)) problem(at, noNode(unit, names));
+    else if (manager === undefined) problem(at, `node "${unit}" has no memory unit; give it a "memoryUnit"`);
+    else if (!isDoubled && manager === units[1 - place]!.unit)
+      problem(
+        at,
+        `"${manager}" manages it, and is the other unit: both would be lost together; let "${unit}" manage it`,
+      );
+  }
+  const at = ['tieBreaker', 'node'];
+  const managed = units.find(({ unit }) => managerOf(settings, unit) === tieBreaker.node)?.unit;
+  if (!names.includes(tieBreaker.node)) problem(at, noNode(tieBreaker.node, names));
+  else if (managed !== undefined)
+    problem(at, `"${tieBreaker.node}" has a vote already, as the manager of unit "${managed}"; name a third node`);
+  return problems;
 }
 
 function checkMemoryUnit(settings: ClusterSettings, index: number): ConfigProblem[] {

@@ -3,7 +3,7 @@
  * from one configuration.
  *
  * Order of the start: control socket (another server of this configuration is found out before anything is touched) →
- * memory unit → devices and volumes → links → exports. Any step that fails releases what the earlier ones took. The stop
+ * votes on mirrored regions → memory unit → devices and volumes → links → exports. Any step that fails releases what the earlier ones took. The stop
  * is the reverse: clients are answered what is in flight before the volume under them goes; the memory unit goes last,
  * when no link leads to it any more.
  */
@@ -24,6 +24,7 @@ import { type ControlMethod, ControlServer } from './control-server.ts';
 import { EventGate } from './event-gate.ts';
 import { Held } from './held.ts';
 import { MEMORY_METHODS, type Memory, type MemoryMethod, openMemory } from './memory.ts';
+import { type MirroredRegion, openMirroredRegion, votedRegions } from './mirrored-region.ts';
 import type { DaemonStatus, ExportStatus, LinkReport } from './status.ts';
 import { openTieBreaker, type TieBreaker } from './tie-breaker.ts';
 import { openVolume, type Volume } from './volume.ts';
@@ -57,6 +58,7 @@ export class Daemon implements AsyncDisposable {
   readonly #held = new Held();
   readonly #volumes = new Map<string, Volume>();
   readonly #tieBreakers: TieBreaker[] = [];
+  readonly #mirroredRegions: MirroredRegion[] = [];
   readonly #exportServers: ExportServer[] = [];
   readonly #control: ControlServer;
   readonly #startedMs: number;
@@ -70,7 +72,7 @@ export class Daemon implements AsyncDisposable {
     this.#startedMs = options.environment.clock.nowMs();
     this.#control = new ControlServer(
       new Map<string, ControlMethod>([
-        ['status', async () => this.status()],
+        ['status', () => this.#askedStatus()],
         ['force', (parameters) => this.#force(parameters)],
         ...MEMORY_METHODS.map((name): [string, ControlMethod] => [name, (request) => this.#askMemory(name, request)]),
       ]),
@@ -103,8 +105,15 @@ export class Daemon implements AsyncDisposable {
       volumes: [...this.#volumes.values()].map((volume) => volume.status()),
       tieBreakers: this.#tieBreakers.map((tieBreaker) => tieBreaker.status()),
       exports: this.#exportServers.flatMap(exportReports),
+      mirroredRegions: this.#mirroredRegions.map((region) => region.status()),
       memory: this.#memory?.status() ?? null,
     };
+  }
+
+  /** With what other nodes say, too. */
+  async #askedStatus(): Promise<DaemonStatus> {
+    await Promise.all(this.#mirroredRegions.map((region) => region.refresh()));
+    return this.status();
   }
 
   #engineReport(): DaemonStatus['engine'] {
@@ -140,8 +149,13 @@ export class Daemon implements AsyncDisposable {
     // Held before the node, so that it goes after it.
     this.#held.add({ close: async () => this.#memory?.close() });
     if (this.#node) this.#held.add(this.#node);
+    for (const region of votedRegions(this.#config)) {
+      const opened = await openMirroredRegion(this.#config, region, { environment, node: this.#node! });
+      this.#mirroredRegions.push(this.#held.add(opened));
+    }
     const onEvent = (event: DaemonEvent): void => this.#emit(event);
-    this.#memory = await openMemory(this.#config, { environment, node: this.#node, onEvent });
+    const around = { environment, node: this.#node, mirrored: this.#mirroredRegions, onEvent };
+    this.#memory = await openMemory(this.#config, around);
     await this.#openVolumes();
     for (const volume of this.#config.tieBreakerOf)
       this.#tieBreakers.push(this.#held.add(await openTieBreaker(this.#config, volume, this.#node!)));

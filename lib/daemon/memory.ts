@@ -12,6 +12,9 @@ import { HoldfastError, type HoldfastErrorCode, isHoldfastError } from '../base/
 import { type AuditEntry, type AuditEvent, AuditLog } from '../checkpoint/audit.ts';
 import { type ManagerAuditEvent, MemoryManager } from '../checkpoint/manager.ts';
 import type { AccessRequest, CreateRequest, GrowRequest, NameRequest } from '../checkpoint/manager-wire.ts';
+import { admitByRegister, type MirroredLeg } from '../checkpoint/mirror-admission.ts';
+import { serveRegisters } from '../checkpoint/mirror-decider.ts';
+import type { Right } from '../checkpoint/one-sided.ts';
 import { RemoteUnit, serveRemoteManager } from '../checkpoint/remote-unit.ts';
 import { createMemoryUnit, type MemoryUnit, type MemoryUnitOptions } from '../checkpoint/unit.ts';
 import { mappedMemory } from '../checkpoint/unit-memory.ts';
@@ -21,6 +24,7 @@ import type { MemoryUnitConfig, NodeConfig } from './config.ts';
 import type { DaemonEvent } from './daemon.ts';
 import { EventGate } from './event-gate.ts';
 import { Held } from './held.ts';
+import type { MirroredRegion } from './mirrored-region.ts';
 import { nearest } from './nearest.ts';
 import type { ManagerReport, MemoryListing, MemoryStatus, Refusal, UnitReport } from './status.ts';
 
@@ -117,6 +121,8 @@ export interface MemoryOptions {
   readonly environment: Environment;
   /** Undefined where there is no other node. Not started yet. */
   readonly node: PeerNode | undefined;
+  /** Those that this node votes on. */
+  readonly mirrored: readonly MirroredRegion[];
   /** Not told of all when there are too many. */
   readonly onEvent: (event: DaemonEvent) => void;
 }
@@ -211,13 +217,26 @@ export class Memory {
       control,
       administrators: [...administrators, this.#config.name],
       ...(creators && { creators: [...creators, this.#config.name] }),
+      admit: admitByRegister(this.#legs()),
       audit: (event) => this.#audit(event),
     });
     this.#held.add(manager);
-    if (node !== undefined) manager.serve(node);
+    if (node !== undefined) {
+      manager.serve(node);
+      const decided = this.#legs().map(({ region, ...register }) => ({
+        ...register,
+        allows: (peer: string, right: Right) => manager.allows(peer, region, right),
+      }));
+      serveRegisters(node, decided);
+    }
     if (control === this.#unit) await manager.open();
     else this.#beginApart(manager);
     return manager;
+  }
+
+  /** Those of the mirrored regions that lie in the unit that this node manages. */
+  #legs(): MirroredLeg[] {
+    return this.#options.mirrored.flatMap(({ leg }) => leg ?? []);
   }
 
   /** As often as it takes: the unit may be there later, or be mended. */
@@ -316,7 +335,9 @@ export class Memory {
       more = page.more;
       after = page.regions.at(-1)?.name;
     }
-    return { unit: managerOf!.unit, regions };
+    const mirrored = this.#options.mirrored.filter(({ leg }) => leg !== undefined);
+    await Promise.all(mirrored.map((region) => region.refresh()));
+    return { unit: managerOf!.unit, regions, mirrored: mirrored.map((region) => region.status()) };
   }
 
   // --- status

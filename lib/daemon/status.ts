@@ -80,6 +80,31 @@ const tieBreakerSchema = z.object({
   problem: z.object({ code: z.string(), message: z.string() }).nullable(),
 });
 
+/** A region that lies in two memory units, at a node that votes on how it stands. */
+const mirroredRegionSchema = z.object({
+  name: z.string(),
+  /** Of its register. */
+  id: z.string(),
+  role: z.enum(['manager', 'tie-breaker']),
+  /**
+   * New: nobody has written it yet. Online: both units are in sync. Degraded: one is. TakingOver: both are being made
+   * alike. Unknown: no majority can be asked. Voting: this node asks nobody. Failed: this node does not vote.
+   */
+  state: z.enum(['New', 'Online', 'Degraded', 'TakingOver', 'Unknown', 'Voting', 'Failed']),
+  problems: z.array(problemSchema),
+  /** The voters were asked just now; else writer, epoch and units are as this node has voted last, and may be old. */
+  isCurrent: z.boolean(),
+  /** Name of the peer that may write; null: nobody yet. */
+  writer: z.string().nullable(),
+  /** Counts the take-overs. */
+  epoch: z.number().nullable(),
+  /** In sync: has all that was acknowledged. */
+  units: z.array(z.object({ unit: z.string(), manager: z.string(), inSync: z.boolean().nullable() })),
+  voters: z.array(voterSchema),
+  /** Of this node's vote. */
+  stateFile: z.string(),
+});
+
 const unitReportSchema = z.object({
   name: z.string(),
   file: z.string(),
@@ -138,6 +163,8 @@ export const memoryStatusSchema = z.object({
 /** What `holdfast memory list` shows. */
 export const memoryListingSchema = z.object({
   unit: z.string(),
+  /** Those that the configuration names for this unit, also if they are not created here yet. */
+  mirrored: z.array(mirroredRegionSchema).default([]),
   regions: z.array(
     z.object({
       name: z.string(),
@@ -187,6 +214,7 @@ export const daemonStatusSchema = z.object({
   volumes: z.array(volumeStatusSchema),
   tieBreakers: z.array(tieBreakerSchema).default([]),
   exports: z.array(exportStatusSchema),
+  mirroredRegions: z.array(mirroredRegionSchema).default([]),
   /** Null where there is neither a unit nor a manager. */
   memory: memoryStatusSchema.nullable().default(null),
 });
@@ -197,6 +225,7 @@ export type ResyncStatus = z.infer<typeof resyncSchema>;
 export type VolumeStatus = z.infer<typeof volumeStatusSchema>;
 export type VoterStatus = z.infer<typeof voterSchema>;
 export type TieBreakerStatus = z.infer<typeof tieBreakerSchema>;
+export type MirroredRegionStatus = z.infer<typeof mirroredRegionSchema>;
 export type LinkReport = z.infer<typeof linkStatusSchema>;
 export type ExportStatus = z.infer<typeof exportStatusSchema>;
 export type UnitReport = z.infer<typeof unitReportSchema>;
@@ -212,8 +241,14 @@ export function isHealthy(status: DaemonStatus): boolean {
     status.volumes.every((volume) => volume.state === 'Online') &&
     status.volumes.every((volume) => volume.voters.every((voter) => voter.inReach)) &&
     status.tieBreakers.every((tieBreaker) => tieBreaker.problem === null) &&
+    status.mirroredRegions.every(isWell) &&
     (status.memory?.unit?.failure ?? null) === null &&
     (status.memory?.manager?.problem ?? null) === null &&
     status.links.every((link) => link.client || link.state === 'Connected')
   );
+}
+
+function isWell({ state, role, voters }: MirroredRegionStatus): boolean {
+  if (role === 'tie-breaker') return state === 'Voting';
+  return (state === 'New' || state === 'Online') && voters.every(({ inReach }) => inReach);
 }

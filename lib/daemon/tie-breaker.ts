@@ -2,14 +2,12 @@
  * A node's vote in a volume that it has no copy of, from the configuration: the creation of its state file, and its
  * opening. It never proposes; it answers the members, each time after its state is durable.
  */
-import { HoldfastError, isHoldfastError } from '../base/errors.ts';
-import { VOTER_FILE_BYTES, VoterFile, type VoterFileOwner } from '../coherency/voter-file.ts';
+import type { VoterFileOwner } from '../coherency/voter-file.ts';
 import type { PeerNode } from '../peer/peer.ts';
 import { RegisterService } from '../peer/register-service.ts';
-import type { BlockDevice } from '../storage/block-device.ts';
-import { openDevice } from '../storage/open-device.ts';
 import type { NodeConfig, VolumeConfig } from './config.ts';
 import { Held } from './held.ts';
+import { makeStateFile, openStateFile } from './state-file.ts';
 import type { TieBreakerStatus } from './status.ts';
 import { type CreateOptions, volumeIdOf, votersOf } from './volume.ts';
 
@@ -35,23 +33,8 @@ function ownerOf(config: NodeConfig, volume: VolumeConfig): VoterFileOwner {
  */
 export async function createStateFile(config: NodeConfig, volume: VolumeConfig, options: CreateOptions): Promise<void> {
   const path = stateFileOf(volume);
-  const held = new Held();
-  try {
-    await VoterFile.create(held.add(await newFile(path, options)), ownerOf(config, volume));
-  } finally {
-    await held.close();
-  }
-}
-
-async function newFile(path: string, options: CreateOptions): Promise<BlockDevice> {
-  if (options.overwrite.includes(path)) return openDevice(path, { exclusive: true });
-  try {
-    return await openDevice(path, { create: { sizeBytes: VOTER_FILE_BYTES } });
-  } catch (error) {
-    if (!isHoldfastError(error, 'ERR_HOLDFAST_DEVICE_EXISTS')) throw error;
-    const message = `${path} is there already; a tie-breaker must not forget what it has promised. Only while both members are up to date and in session, say: --overwrite ${path}. Nothing was changed`;
-    throw new HoldfastError('ERR_HOLDFAST_DEVICE_EXISTS', message, { cause: error });
-  }
+  const mend = `Only while both members are up to date and in session, say: --overwrite ${path}`;
+  await makeStateFile(path, ownerOf(config, volume), { overwrite: options.overwrite.includes(path), mend });
 }
 
 /** Opens the state file and votes from now on. Before the node starts. */
@@ -59,8 +42,8 @@ export async function openTieBreaker(config: NodeConfig, volume: VolumeConfig, n
   const path = stateFileOf(volume);
   const held = new Held();
   try {
-    const device = held.add(await openStateFile(config, volume, path));
-    const store = await VoterFile.open(device, ownerOf(config, volume));
+    const missing = `the tie-breaker of volume "${volume.name}" is not created here yet; run: holdfast create ${config.source} ${volume.name} --node ${config.name}`;
+    const store = await openStateFile(path, ownerOf(config, volume), held, missing);
     const voters = votersOf(volume);
     const registerId = volumeIdOf(volume);
     const voter = RegisterService.of(node).add({ registerId, voters, self: voters.indexOf(config.name), store });
@@ -81,15 +64,5 @@ export async function openTieBreaker(config: NodeConfig, volume: VolumeConfig, n
   } catch (error) {
     await held.close().catch(() => {});
     throw error;
-  }
-}
-
-async function openStateFile(config: NodeConfig, volume: VolumeConfig, path: string): Promise<BlockDevice> {
-  try {
-    return await openDevice(path, { exclusive: true });
-  } catch (error) {
-    if (!isHoldfastError(error, 'ERR_HOLDFAST_NOT_FOUND')) throw error;
-    const message = `the tie-breaker of volume "${volume.name}" is not created here yet; run: holdfast create ${config.source} ${volume.name} --node ${config.name}`;
-    throw new HoldfastError('ERR_HOLDFAST_METADATA_MISSING', `${message} (${error.message})`, { cause: error });
   }
 }

@@ -179,7 +179,7 @@ function suspensionOf(status: ControllerStatus, peer: string, volume: string, aw
 }
 
 /** Messages say what is wrong and, after a semicolon, what to do. */
-function split(message: string): { message: string; action: string } {
+export function split(message: string): { message: string; action: string } {
   const at = message.indexOf('; ');
   if (at < 0) return { message, action: '' };
   const action = message.slice(at + 2);

@@ -1,12 +1,13 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { CommanderError } from 'commander';
-import { afterEach, beforeEach, expect, it } from 'vitest';
+import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import { HoldfastError } from '../../lib/base/errors.ts';
 import { systemEnvironment } from '../../lib/base/system-environment.ts';
 import { exitCodeOf } from '../../lib/cli/exit-code.ts';
 import { buildProgram } from '../../lib/cli/program.ts';
 import { Office } from '../daemon/office.ts';
+import { freePort } from '../free-port.ts';
 
 let office: Office;
 
@@ -68,6 +69,47 @@ it('create, serve, and what an operator does with regions', async () => {
     ` memory: unit a, 4 MiB by msync, 0 keys  ${file}\n  state: Online\nmanager: of unit a: 1 region`,
   );
   expect(stdout).toContain('  links: b  client, away\n');
+  expect(status).toBe(0);
+});
+
+it('a region that lies in two units: its files, its list and its status', async () => {
+  const { config } = office;
+  config.nodes[1].addresses = [`127.0.0.1:${await freePort()}`];
+  config.nodes[1].memoryUnit = { file: 'b.memory', sizeBytes: '4 MiB' };
+  config.nodes.push({ name: 'tie', addresses: [`127.0.0.1:${await freePort()}`], control: 'tie.sock' });
+  const mirroredRegions = [
+    {
+      name: 'orders',
+      id: '5b0f3c52-8a5e-4f0e-9d6c-2f6c1d9e7a10',
+      units: ['a', 'b'].map((unit) => ({ unit, stateFile: `${unit}.vote` })),
+      tieBreaker: { node: 'tie', stateFile: 'tie.vote' },
+    },
+  ];
+  office.save();
+  await create();
+  Object.assign(config, { mirroredRegions });
+  office.save();
+  const [unit, vote] = ['a.memory', 'a.vote'].map((name) => join(office.folder, name));
+  expect(await create()).toMatchObject({
+    status: 0,
+    stdout: `${unit} is there already, and left as it is.\n${vote} is now the vote of a on the mirrored region orders.\n`,
+  });
+  expect(await create()).toMatchObject({ status: 5, stderr: expect.stringContaining('a.memory is there already') });
+  for (const node of ['b', 'tie'])
+    expect((await holdfast('memory', 'create', office.path, '--node', node)).status).toBe(0);
+  await Promise.all((['a', 'b', 'tie'] as const).map((node) => office.start(node)));
+  await vi.waitFor(async () =>
+    expect((await memory('list')).stdout).toBe(
+      'orders  is not created in this unit: holdfast memory create-region orders SIZE\n  mirrored: New, a not written yet, b not written yet\n',
+    ),
+  );
+  await memory('create-region', 'orders', '64k');
+  expect((await memory('list')).stdout).toBe(
+    'orders  64 KiB, of a, epoch 1\n  mirrored: New, a not written yet, b not written yet\n',
+  );
+  const { status, stdout } = await holdfast('status', '--config', office.path, '--node', 'a', '--check');
+  expect(stdout).toContain(' region: orders, mirrored over a and b\n  state: New\n');
+  expect(stdout).toContain(` voters: a  in reach\n         b  in reach\n         tie  in reach\n   file: ${vote}\n`);
   expect(status).toBe(0);
 });
 

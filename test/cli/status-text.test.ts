@@ -1,6 +1,11 @@
 import { expect, it } from 'vitest';
 import { statusText } from '../../lib/cli/status-text.ts';
-import { type DaemonStatus, daemonStatusSchema, isHealthy } from '../../lib/daemon/status.ts';
+import {
+  type DaemonStatus,
+  daemonStatusSchema,
+  isHealthy,
+  type MirroredRegionStatus,
+} from '../../lib/daemon/status.ts';
 
 const healthy: DaemonStatus = {
   holdfast: 1,
@@ -29,6 +34,7 @@ const healthy: DaemonStatus = {
     },
   ],
   tieBreakers: [],
+  mirroredRegions: [],
   exports: [{ name: 'data', address: 'unix:/run/data.nbd', target: 'volume data', readOnly: false, connections: 2 }],
   memory: null,
 };
@@ -200,4 +206,53 @@ manager: of unit a: 2 regions, 512 MiB free, 64 KiB being zeroed
 refused: b at region log: by the manager (ERR_HOLDFAST_ACCESS), 3 times
          nobody known: by the manager (ERR_HOLDFAST_ACCESS)
 `);
+});
+
+it('a mirrored region without one of its units, at a manager and at the tie-breaker', () => {
+  const region: MirroredRegionStatus = {
+    name: 'orders',
+    id: '5b0f3c528a5e4f0e9d6c2f6c1d9e7a10',
+    role: 'manager',
+    state: 'Degraded',
+    problems: [{ code: 'HOLDFAST-UNIT-OUT', message: 'Only a is a copy.', action: 'Bring unit b back.' }],
+    isCurrent: true,
+    writer: 'till',
+    epoch: 3,
+    units: [
+      { unit: 'a', manager: 'a', inSync: true },
+      { unit: 'b', manager: 'b', inSync: false },
+    ],
+    voters: ['a', 'b', 'tie'].map((node) => ({ node, inReach: node !== 'b', problem: null })),
+    stateFile: '/var/lib/holdfast/orders.vote',
+  };
+  const voting: MirroredRegionStatus = {
+    ...region,
+    role: 'tie-breaker',
+    state: 'Voting',
+    problems: [],
+    isCurrent: false,
+  };
+  const status = (mirrored: MirroredRegionStatus): DaemonStatus =>
+    daemonStatusSchema.parse({ ...healthy, volumes: [], exports: [], links: [], mirroredRegions: [mirrored] });
+  const text = (mirrored: MirroredRegionStatus) => statusText(status(mirrored)).split('\n').slice(2).join('\n');
+  expect(text(region)).toBe(` region: orders, mirrored over a and b
+  state: Degraded
+ status: Only a is a copy.
+ action: Bring unit b back.
+    see: HOLDFAST-UNIT-OUT
+  units: a in sync
+         b out of sync
+ writer: till, epoch 3
+ voters: a  in reach
+         b  out of reach
+         tie  in reach
+   file: /var/lib/holdfast/orders.vote
+`);
+  expect(text(voting)).toContain(` region: orders, mirrored over a and b: this node is its tie-breaker
+  state: Voting
+  units: a in sync when this node voted last
+         b out of sync when this node voted last
+`);
+  expect(isHealthy(status(region))).toBe(false);
+  expect(isHealthy(status(voting))).toBe(true);
 });

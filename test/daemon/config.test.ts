@@ -7,9 +7,9 @@ import { nodeConfig, parseClusterConfig } from '../../lib/daemon/config.ts';
 import { configSchema } from '../../lib/daemon/config-schema.ts';
 
 const docs = readFileSync(fileURLToPath(new URL('../../docs/config.md', import.meta.url)), 'utf8');
-const [sample, withTieBreaker, withMemoryUnit] = [...docs.matchAll(/```jsonc\n([\s\S]*?)```/g)].map(
+const [sample, withTieBreaker, withMemoryUnit, withMirroredRegion] = [...docs.matchAll(/```jsonc\n([\s\S]*?)```/g)].map(
   (match) => match[1]!,
-) as [string, string, string];
+) as [string, string, string, string];
 
 const base = `{
   "cluster": "office",
@@ -117,6 +117,22 @@ describe('the sample in docs/config.md', () => {
     expect(primary!.peers).toEqual([{ name: 'unit', addresses: [{ kind: 'tcp', host: '10.0.0.5', port: 7700 }] }]);
   });
 
+  it('with a mirrored region is taken, for its voters and for its clients', () => {
+    const settings = parseClusterConfig('x.jsonc', withMirroredRegion);
+    const stateFile = '/var/lib/holdfast/orders.vote';
+    const region = {
+      name: 'orders',
+      id: '5b0f3c528a5e4f0e9d6c2f6c1d9e7a10',
+      units: [
+        { unit: 'a', manager: 'a', stateFile },
+        { unit: 'b', manager: 'b', stateFile },
+      ],
+      tieBreaker: { node: 'tie', stateFile },
+    };
+    for (const name of ['a', 'b', 'tie', 'primary'])
+      expect(nodeConfig('x.jsonc', settings, name).mirroredRegions).toEqual([region]);
+  });
+
   it('describes every setting that the schema knows', () => {
     const names = settingNames(z.toJSONSchema(configSchema, { io: 'input' }));
     expect(names.size).toBeGreaterThan(20);
@@ -158,6 +174,24 @@ describe('a node takes its own part', () => {
     const [a, b] = ['a', 'b'].map((name) => nodeConfig('/etc/x.jsonc', settings, name));
     expect([a!.memoryUnit, a!.managerOf]).toMatchObject([undefined, { unit: 'b', manager: 'a', file: 'b.mem' }]);
     expect([b!.memoryUnit, b!.managerOf]).toMatchObject([{ file: '/etc/b.mem', creators: undefined }, undefined]);
+  });
+
+  it('with the files of its own votes in mirrored regions: its unit’s manager’s, and a tie-breaker’s', () => {
+    const text = withMirroredRegion
+      .replaceAll('/var/lib/holdfast/orders.vote', 'orders.vote')
+      .replace('"sizeBytes": "1 GiB"', '"sizeBytes": "1 GiB", "manager": "m"')
+      .replace('{ "name": "tie",', '{ "name": "m", "addresses": ["10.0.0.8:7700"] }, { "name": "tie",');
+    const settings = parseClusterConfig('/etc/x.jsonc', text);
+    const own = (name: string) => {
+      const { units, tieBreaker } = nodeConfig('/etc/x.jsonc', settings, name).mirroredRegions[0]!;
+      return [...units, tieBreaker].map(({ stateFile }) => stateFile.startsWith('/etc/'));
+    };
+    expect(['a', 'm', 'b', 'tie'].map(own)).toEqual([
+      [false, false, false],
+      [true, false, false],
+      [false, true, false],
+      [false, false, true],
+    ]);
   });
 
   it('and says so when it is not clear which node it is', () => {
@@ -308,6 +342,36 @@ describe('a mistake is named with its place and its mend', () => {
     ],
   ])('%s → %s', (from, to, message) => {
     expect(refusal(changed(from, to))).toContain(message);
+  });
+
+  it.each([
+    ['{ "unit": "b",', '{ "unit": "a",', 'units[1].unit: "a" is the first one already; a mirror takes two units'],
+    ['{ "unit": "b",', '{ "unit": "bb",', 'units[1].unit: there is no node "bb"; did you mean "b"?'],
+    ['{ "unit": "b",', '{ "unit": "tie",', 'units[1].unit: node "tie" has no memory unit; give it a "memoryUnit"'],
+    ['"5b0f3c52-', '"5b0f3c5-', 'mirroredRegions[0].id: is not a UUID; `uuidgen`'],
+    ['"name": "orders"', '"name": "../orders"', 'mirroredRegions[0].name: is not a name'],
+    ['{ "node": "tie",', '{ "node": "b",', 'tieBreaker.node: "b" has a vote already, as the manager of unit "b"'],
+    ['{ "node": "tie",', '{ "node": "tea",', 'tieBreaker.node: there is no node "tea"; the nodes are'],
+    ['{ "name": "tie", "addresses": ["10.0.0.7:7700"] }', '{ "name": "tie" }', 'nodes[2].addresses: is missing'],
+    ['a.memory"', 'orders.vote"', '"a:/var/lib/holdfast/orders.vote" is used twice'],
+    ['"sizeBytes": "1 GiB"', '"sizeBytes": "1 GiB", "manager": "b"', 'units[0].unit: "b" manages it, and is the other'],
+    ['"tieBreaker": {', '"tieBraker": {', 'unknown setting "tieBraker"; did you mean "tieBreaker"?'],
+  ])('of a mirrored region: %s → %s', (from, to, message) => {
+    expect(withMirroredRegion).toContain(from);
+    expect(refusal(withMirroredRegion.replace(from, to))).toContain(message);
+  });
+
+  it('two mirrored regions of one name or one id, or with a volume’s id, are refused', () => {
+    const again = (name: string, id: string) => {
+      const region = `{"name": "${name}", "id": "${id}", "units": [{"unit": "a", "stateFile": "x"}, {"unit": "b", "stateFile": "x"}], "tieBreaker": {"node": "tie", "stateFile": "x"}}, {`;
+      return withMirroredRegion.replace('"mirroredRegions": [\n    {', `"mirroredRegions": [${region}`);
+    };
+    const other = '6b0f3c52-8a5e-4f0e-9d6c-2f6c1d9e7a10';
+    expect(refusal(again('orders', other))).toContain('mirroredRegions[1].name: "orders" is used twice');
+    expect(refusal(again('state', '5B0F3C528A5E4F0E9D6C2F6C1D9E7A10'))).toContain('mirroredRegions[1].id: "5b0f3c52');
+    const volume = `"volumes": [{"name": "v", "id": "${other}", "sizeBytes": "1 MiB", "members": [{"node": "a", "device": "v"}, {"node": "b", "device": "v"}]}], `;
+    const both = again('state', other).replace('"mirroredRegions"', `${volume}"mirroredRegions"`);
+    expect(refusal(both)).toContain('mirroredRegions[0].id: "6b0f3c528a5e4f0e9d6c2f6c1d9e7a10" is used twice');
   });
 
   it('all problems of a text are told at once', () => {

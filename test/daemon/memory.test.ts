@@ -12,6 +12,7 @@ import { createMemoryFile } from '../../lib/daemon/memory.ts';
 import { type DaemonStatus, isHealthy, type MemoryListing } from '../../lib/daemon/status.ts';
 import { createPeerNode } from '../../lib/peer/node.ts';
 import type { PeerNode } from '../../lib/peer/peer.ts';
+import { freePort } from '../free-port.ts';
 import { MIB, Office, type ServerName, until } from './office.ts';
 
 const KIB = 1024;
@@ -231,7 +232,7 @@ describe('a unit with its manager', () => {
       'ERR_HOLDFAST_BAD_ARGUMENT',
     );
     await control.call('memory-delete-region', { name: 'log' });
-    expect(await control.call('memory-list')).toEqual({ unit: 'a', regions: [] });
+    expect(await control.call('memory-list')).toEqual({ unit: 'a', regions: [], mirrored: [] });
   });
 
   it('lists more regions than fit into one answer of the manager', async () => {
@@ -247,7 +248,7 @@ describe('a manager on another node than its unit', () => {
   beforeEach(async () => {
     const [a, , tie] = office.config.nodes;
     a.memoryUnit.manager = 'tie';
-    tie.addresses = [a.addresses[0].replace(/\d+$/, (port: string) => String(Number(port) + 1))];
+    tie.addresses = [`127.0.0.1:${await freePort()}`];
     office.save();
     await create();
   });
@@ -283,9 +284,9 @@ describe('a manager on another node than its unit', () => {
 
   it('that the unit does not know as its manager is refused, says so, and begins once it does', async () => {
     const manager = await office.start('tie');
-    const [a, b, tie] = office.config.nodes;
+    const [a, b] = office.config.nodes;
     a.memoryUnit.manager = 'b';
-    b.addresses = [tie.addresses[0].replace(/\d+$/, (port: string) => String(Number(port) + 1))];
+    b.addresses = [`127.0.0.1:${await freePort()}`];
     office.save();
     const unit = await office.start('a');
     const { memory } = await until(manager, (status) => status.memory!.manager!.problem !== null);

@@ -14,7 +14,8 @@ import { freePort } from '../free-port.ts';
 export const MIB = 1024 * 1024;
 export const VOLUME_BYTES = 4 * MIB;
 export type NodeName = 'a' | 'b';
-export type ServerName = NodeName | 'tie';
+/** `m` is there if a test names it in the configuration. */
+export type ServerName = NodeName | 'tie' | 'm';
 
 export interface OfficeOptions {
   readonly metadata?: 'internal' | { readonly file: string };
@@ -24,14 +25,12 @@ export interface OfficeOptions {
   readonly deviceBytes?: number;
 }
 
-/** A port that nothing listens on at the moment. */
-
 export class Office {
   readonly folder: string;
   /** As it is written to the file; change it and call `save`. */
   // biome-ignore lint/suspicious/noExplicitAny: tests break it in any way they like
   readonly config: any;
-  readonly events: Record<ServerName, DaemonEvent[]> = { a: [], b: [], tie: [] };
+  readonly events: Record<ServerName, DaemonEvent[]> = { a: [], b: [], tie: [], m: [] };
   readonly #running: Daemon[] = [];
 
   private constructor(folder: string, config: unknown) {
@@ -88,7 +87,7 @@ export class Office {
     writeFileSync(this.path, JSON.stringify(this.config, null, 2));
   }
 
-  load(name: ServerName): Promise<NodeConfig> {
+  load(name: string): Promise<NodeConfig> {
     return loadNodeConfig(this.path, name);
   }
 

@@ -1,0 +1,171 @@
+/**
+ * A node's part in a region that lies in two memory units, from the configuration: the creation of its vote's file, the
+ * vote, and how the region stands. The node with the manager of one of the units proposes, too: for itself, before it
+ * lets anybody in, and for the region's users. A tie-breaker only votes.
+ */
+import type { Environment } from '../base/environment.ts';
+import { HoldfastError } from '../base/errors.ts';
+import type { MirroredLeg } from '../checkpoint/mirror-admission.ts';
+import { type Leg, parseStanding } from '../checkpoint/mirror-standing.ts';
+import type { VoterFile, VoterFileOwner } from '../coherency/voter-file.ts';
+import type { PeerNode } from '../peer/peer.ts';
+import { RegisterArbiter, type VoterReach } from '../peer/register-driver.ts';
+import { RegisterService, type Voter } from '../peer/register-service.ts';
+import type { MirroredRegionConfig, NodeConfig } from './config.ts';
+import { Held } from './held.ts';
+import { mirroredRegionStatus } from './mirrored-status.ts';
+import { makeStateFile, openStateFile } from './state-file.ts';
+import type { MirroredRegionStatus } from './status.ts';
+
+/** How long a status waits for the voters. */
+const ASK_MS = 1000;
+
+/** Who has a vote, in the same order on every node: ballots name voters by their place. */
+function votersOf({ units, tieBreaker }: MirroredRegionConfig): string[] {
+  return [...units.map(({ manager }) => manager), tieBreaker.node];
+}
+
+function ownerOf(config: NodeConfig, region: MirroredRegionConfig): VoterFileOwner {
+  return { registerId: region.id, nodeName: config.name };
+}
+
+/** The file of this node's vote. */
+export function stateFileOf(config: NodeConfig, { units, tieBreaker }: MirroredRegionConfig): string {
+  return (units.find(({ manager }) => manager === config.name) ?? tieBreaker).stateFile;
+}
+
+/** Those that this node votes on. */
+export function votedRegions(config: NodeConfig): MirroredRegionConfig[] {
+  return config.mirroredRegions.filter((region) => votersOf(region).includes(config.name));
+}
+
+/**
+ * Makes the file of this node's vote. It is never made anew.
+ *
+ * @throws HoldfastError ERR_HOLDFAST_DEVICE_EXISTS
+ */
+export async function createVote(config: NodeConfig, region: MirroredRegionConfig): Promise<void> {
+  const mend = 'docs/config.md says when it may be made anew';
+  await makeStateFile(stateFileOf(config, region), ownerOf(config, region), { mend });
+}
+
+export interface MirroredRegionOptions {
+  readonly environment: Environment;
+  /** Not started yet. */
+  readonly node: PeerNode;
+}
+
+/** Opens this node's vote; it is counted from now on. Before the node starts. */
+export async function openMirroredRegion(
+  config: NodeConfig,
+  region: MirroredRegionConfig,
+  options: MirroredRegionOptions,
+): Promise<MirroredRegion> {
+  const held = new Held();
+  try {
+    const path = stateFileOf(config, region);
+    const missing = `the vote of ${config.name} in the mirrored region "${region.name}" is not here; if the region is new, run: holdfast memory create ${config.source} --node ${config.name}. If the file is lost, docs/config.md says when it may be made anew`;
+    const store = await openStateFile(path, ownerOf(config, region), held, missing);
+    return new MirroredRegion(config, region, options, store, held);
+  } catch (error) {
+    await held.close().catch(() => {});
+    throw error;
+  }
+}
+
+/** A region's vote at this node. */
+export class MirroredRegion {
+  readonly region: MirroredRegionConfig;
+  /** The one whose manager this node has. */
+  readonly leg: MirroredLeg | undefined;
+  readonly #config: NodeConfig;
+  readonly #options: MirroredRegionOptions;
+  readonly #store: VoterFile;
+  readonly #held: Held;
+  readonly #voter: Voter | undefined;
+  readonly #arbiter: RegisterArbiter | undefined;
+  /** What the voters said when they were asked last; undefined: they did not. */
+  #current: string | undefined;
+  #asking: Promise<void> | undefined;
+
+  /** By openMirroredRegion. @internal */
+  constructor(
+    config: NodeConfig,
+    region: MirroredRegionConfig,
+    options: MirroredRegionOptions,
+    store: VoterFile,
+    held: Held,
+  ) {
+    this.region = region;
+    this.#config = config;
+    this.#options = options;
+    this.#store = store;
+    this.#held = held;
+    const voters = votersOf(region);
+    const vote = { registerId: region.id, voters, self: voters.indexOf(config.name), store };
+    const leg = region.units.findIndex(({ manager }) => manager === config.name);
+    if (leg < 0) {
+      this.#voter = held.add(RegisterService.of(options.node).add(vote));
+      return;
+    }
+    const arbiter = held.add(new RegisterArbiter({ ...options, ...vote }));
+    this.#arbiter = arbiter;
+    this.leg = { region: region.name, registerId: region.id, leg: leg as Leg, arbiter };
+  }
+
+  /** Asks the other voters how it stands, for a second at most; several at once ask once. A tie-breaker asks nobody. */
+  refresh(): Promise<void> {
+    this.#asking ??= this.#ask().finally(() => {
+      this.#asking = undefined;
+    });
+    return this.#asking;
+  }
+
+  async #ask(): Promise<void> {
+    this.#current = undefined;
+    const inReach = this.#voters().filter(({ isInReach }) => isInReach);
+    if (this.#arbiter === undefined || 2 * inReach.length <= votersOf(this.region).length) return;
+    const late = new AbortController();
+    const timer = this.#options.environment.clock.setTimer(ASK_MS, () => late.abort());
+    try {
+      const result = await this.#arbiter.compareAndSwap('', '', late.signal);
+      this.#current = result.swapped ? '' : result.current;
+    } catch (error) {
+      if (!(error instanceof HoldfastError)) throw error;
+    } finally {
+      timer.cancel();
+    }
+  }
+
+  /** As it was asked for last. */
+  status(): MirroredRegionStatus {
+    const isTieBreaker = this.#arbiter === undefined;
+    const value = this.#current ?? this.#store.voter.value;
+    return mirroredRegionStatus({
+      region: this.region,
+      self: this.#config.name,
+      stateFile: stateFileOf(this.#config, this.region),
+      isTieBreaker,
+      isCurrent: this.#current !== undefined,
+      isForeign: value !== '' && parseStanding(value) === undefined,
+      standing: parseStanding(value),
+      voters: this.#voters(),
+    });
+  }
+
+  #voters(): readonly VoterReach[] {
+    if (this.#arbiter !== undefined) return this.#arbiter.reach;
+    const failure = this.#voter?.failure;
+    const { name: self } = this.#config;
+    return votersOf(this.region).map((name) => {
+      const problem = name === self && failure ? { code: failure.code, message: failure.message } : undefined;
+      const isConnected = name === self || this.#options.node.session(name)?.open === true;
+      return { name, isInReach: isConnected && problem === undefined, problem };
+    });
+  }
+
+  /** Votes no more and releases the file. Idempotent. */
+  close(): Promise<void> {
+    return this.#held.close();
+  }
+}

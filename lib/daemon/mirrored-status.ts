@@ -1,0 +1,109 @@
+/** How a mirrored region stands, in the words of a status. Pure. */
+import { hasLeg, LEGS, type Standing } from '../checkpoint/mirror-standing.ts';
+import type { VoterReach } from '../peer/register-driver.ts';
+import type { MirroredRegionConfig } from './config.ts';
+import type { MirroredRegionStatus, Problem } from './status.ts';
+import { split } from './volume-status.ts';
+
+/** What a node knows of a mirrored region. */
+export interface MirroredRegionView {
+  readonly region: MirroredRegionConfig;
+  /** This node. */
+  readonly self: string;
+  /** Of its vote. */
+  readonly stateFile: string;
+  /** It has no manager of a unit, and asks nobody. */
+  readonly isTieBreaker: boolean;
+  /** A majority was asked just now; else the standing is as this node has voted last. */
+  readonly isCurrent: boolean;
+  /** The register holds something else. */
+  readonly isForeign: boolean;
+  /** Undefined: nobody has written the region yet, or that is not known. */
+  readonly standing: Standing | undefined;
+  readonly voters: readonly VoterReach[];
+}
+
+export function mirroredRegionStatus(view: MirroredRegionView): MirroredRegionStatus {
+  const { region, stateFile, standing, isCurrent, isTieBreaker, voters } = view;
+  return {
+    name: region.name,
+    id: region.id,
+    role: isTieBreaker ? 'tie-breaker' : 'manager',
+    state: stateOf(view),
+    problems: problemsOf(view),
+    isCurrent,
+    writer: standing?.writer ?? null,
+    epoch: standing?.epoch ?? null,
+    units: LEGS.map((leg) => {
+      const { unit, manager } = region.units[leg];
+      return { unit, manager, inSync: standing === undefined ? null : hasLeg(standing.inSync, leg) };
+    }),
+    voters: voters.map(({ name, isInReach, problem }) => ({
+      node: name,
+      inReach: isInReach,
+      problem: problem === undefined ? null : { code: problem.code, message: problem.message },
+    })),
+    stateFile,
+  };
+}
+
+function stateOf({ isTieBreaker, isCurrent, isForeign, standing, voters, self }: MirroredRegionView) {
+  if (voters.some(({ name, isInReach }) => name === self && !isInReach) || isForeign) return 'Failed';
+  if (isTieBreaker) return 'Voting';
+  if (!isCurrent) return 'Unknown';
+  if (standing === undefined) return 'New';
+  if (!standing.equal) return 'TakingOver';
+  return standing.inSync === 3 ? 'Online' : 'Degraded';
+}
+
+function problemsOf(view: MirroredRegionView): Problem[] {
+  const { region, isForeign, isTieBreaker, isCurrent, voters, self } = view;
+  const own = voters.find(({ name }) => name === self)!.problem;
+  if (own !== undefined) return [{ code: own.code, ...split(own.message) }];
+  if (isForeign)
+    return [
+      {
+        code: 'ERR_HOLDFAST_METADATA_MISMATCH',
+        message: `The register ${region.id} holds no record of a mirrored region.`,
+        action: 'Give each region an id of its own.',
+      },
+    ];
+  if (isTieBreaker) return [];
+  const away = voters.filter(({ isInReach }) => !isInReach).map(({ name }) => name);
+  if (!isCurrent)
+    return [
+      {
+        code: 'HOLDFAST-NO-QUORUM',
+        message: `No majority of ${voters.map(({ name }) => name).join(', ')} says how the region stands: nobody opens it, and its writer waits if it loses a unit.`,
+        action: away.length === 0 ? '' : `Bring ${away.join(' or ')} back.`,
+      },
+    ];
+  const awayProblems = voters
+    .filter(({ isInReach }) => !isInReach)
+    .map(({ name, problem }) => ({
+      code: 'HOLDFAST-VOTER-AWAY',
+      message: `${name} ${problem === undefined ? 'is away, and has no vote' : `does not vote: ${problem.message}`}.`,
+      action: `Bring ${name} back: without it and one more nobody can say which unit is in sync.`,
+    }));
+  return [...awayProblems, ...standingProblems(view)];
+}
+
+function standingProblems({ region, standing }: MirroredRegionView): Problem[] {
+  if (standing === undefined || (standing.inSync === 3 && standing.equal)) return [];
+  if (!standing.equal)
+    return [
+      {
+        code: 'HOLDFAST-TAKE-OVER',
+        message: `${standing.writer} takes the region over: both units are made alike before anything is acknowledged.`,
+        action: 'If it stays so, open the region as its writer again.',
+      },
+    ];
+  const [copy, other] = hasLeg(standing.inSync, 0) ? [0, 1] : [1, 0];
+  return [
+    {
+      code: 'HOLDFAST-UNIT-OUT',
+      message: `Unit ${region.units[other!]!.unit} does not have all that was acknowledged: only ${region.units[copy!]!.unit} is a copy.`,
+      action: `Bring unit ${region.units[other!]!.unit} back; the region's writer rebuilds it by itself.`,
+    },
+  ];
+}

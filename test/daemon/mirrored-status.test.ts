@@ -1,0 +1,81 @@
+import { expect, it } from 'vitest';
+import { parseStanding } from '../../lib/checkpoint/mirror-standing.ts';
+import { type MirroredRegionView, mirroredRegionStatus } from '../../lib/daemon/mirrored-status.ts';
+
+const NONCE = '0123456789abcdef';
+const reach = (name: string, isInReach = true) => ({ name, isInReach, problem: undefined });
+const healthy: MirroredRegionView = {
+  region: {
+    name: 'orders',
+    id: 'd'.repeat(32),
+    units: [
+      { unit: 'a', manager: 'a', stateFile: 'a.vote' },
+      { unit: 'b', manager: 'b', stateFile: 'b.vote' },
+    ],
+    tieBreaker: { node: 'tie', stateFile: 'tie.vote' },
+  },
+  self: 'a',
+  stateFile: '/a.vote',
+  isTieBreaker: false,
+  isCurrent: true,
+  isForeign: false,
+  standing: parseStanding(`HFM1 3 ab till ${NONCE} 2`),
+  voters: [reach('a'), reach('b'), reach('tie')],
+};
+const failedVote = { code: 'ERR_HOLDFAST_IO', message: 'it could not be written; check its file' } as const;
+
+it.each<readonly [string, string, Partial<MirroredRegionView>, readonly string[], readonly string[]]>([
+  ['Online', 'both are in sync', {}, [], ['in', 'in']],
+  ['New', 'nobody has written it', { standing: undefined }, [], ['?', '?']],
+  [
+    'Degraded',
+    'only b is in sync',
+    { standing: parseStanding(`HFM1 3 b till ${NONCE} 3`) },
+    ['HOLDFAST-UNIT-OUT Unit a does not have all that was acknowledged: only b is a copy.'],
+    ['out', 'in'],
+  ],
+  [
+    'TakingOver',
+    'a new writer makes them alike',
+    { standing: parseStanding(`HFM1 4 a~b shop ${NONCE} 1`) },
+    ['HOLDFAST-TAKE-OVER shop takes the region over: both units are made alike before anything is acknowledged.'],
+    ['in', 'in'],
+  ],
+  [
+    'Online',
+    'a voter is away',
+    { voters: [reach('a'), reach('b'), reach('tie', false)] },
+    ['HOLDFAST-VOTER-AWAY tie is away, and has no vote.'],
+    ['in', 'in'],
+  ],
+  [
+    'Unknown',
+    'two voters are away',
+    { isCurrent: false, voters: [reach('a'), reach('b', false), reach('tie', false)] },
+    [
+      'HOLDFAST-NO-QUORUM No majority of a, b, tie says how the region stands: nobody opens it, and its writer waits if it loses a unit.',
+    ],
+    ['in', 'in'],
+  ],
+  [
+    'Failed',
+    'this node cannot keep its vote',
+    { voters: [{ name: 'a', isInReach: false, problem: failedVote }, reach('b'), reach('tie')] },
+    ['ERR_HOLDFAST_IO it could not be written'],
+    ['in', 'in'],
+  ],
+  [
+    'Failed',
+    'the register holds something else',
+    { isForeign: true, standing: undefined },
+    [`ERR_HOLDFAST_METADATA_MISMATCH The register ${'d'.repeat(32)} holds no record of a mirrored region.`],
+    ['?', '?'],
+  ],
+  ['Voting', 'this node only votes', { self: 'tie', isTieBreaker: true, isCurrent: false }, [], ['in', 'in']],
+])('%s: %s', (state, _what, change, problems, units) => {
+  const status = mirroredRegionStatus({ ...healthy, ...change });
+  expect(status.state).toBe(state);
+  expect(status.problems.map(({ code, message }) => `${code} ${message}`)).toEqual(problems);
+  const word = (inSync: boolean | null) => (inSync === null ? '?' : inSync ? 'in' : 'out');
+  expect(status.units.map(({ inSync }) => word(inSync))).toEqual(units);
+});
