@@ -147,6 +147,8 @@ const memoryUnit = z.strictObject({
   administrators: peerNames.default([]),
   /** Default: every peer may create regions. */
   creators: peerNames.optional(),
+  /** Of the data plane, at the address where the node listens; default: any free one. */
+  planePort: z.int().min(1, 'is no port').max(65_535, 'is no port').optional(),
   /** Of each peer. Default: no limit. */
   commandsPerSecond: rate.optional(),
   bytesPerSecond: rate.optional(),

@@ -76,6 +76,7 @@ export interface MemoryUnitConfig {
   readonly administrators: readonly string[];
   /** Undefined: every peer. */
   readonly creators: readonly string[] | undefined;
+  readonly planePort?: number | undefined;
   /** Of each peer; empty: no limit. */
   readonly rates: Rates;
 }
@@ -117,6 +118,8 @@ export interface NodeConfig {
   readonly heartbeatMs: number;
   readonly leaseMs: number;
   readonly listen: Address | undefined;
+  /** Where the others reach it, best path first. */
+  readonly addresses: readonly Address[];
   readonly peers: readonly PeerConfig[];
   /** Path of the control socket. */
   readonly control: string;
@@ -165,6 +168,7 @@ export function nodeConfig(source: string, settings: ClusterSettings, nodeName?:
     heartbeatMs: settings.heartbeatMs,
     leaseMs: settings.leaseMs,
     listen,
+    addresses: node.addresses,
     // Two nodes that only dial never meet.
     peers: others
       .filter(({ addresses }) => listen !== undefined || addresses.length > 0)

@@ -9,6 +9,7 @@ import { open as openFile, stat, unlink } from 'node:fs/promises';
 import type { Clock, TimerHandle } from '../base/clock.ts';
 import type { Environment } from '../base/environment.ts';
 import { HoldfastError, type HoldfastErrorCode, isHoldfastError } from '../base/errors.ts';
+import type { Address } from '../base/network.ts';
 import { type AuditEntry, type AuditEvent, AuditLog } from '../checkpoint/audit.ts';
 import { type ManagerAuditEvent, MemoryManager } from '../checkpoint/manager.ts';
 import type { AccessRequest, CreateRequest, GrowRequest, NameRequest } from '../checkpoint/manager-wire.ts';
@@ -188,7 +189,7 @@ export class Memory {
       recordsBytes: RECORDS_BYTES,
       ...(node && { node }),
       limits: config.rates,
-      ...this.#planeOf(region),
+      ...this.#planeOf(config, region),
       onAudit: (entry) => this.#tell(entry),
     });
     this.#held.add(unit);
@@ -202,11 +203,13 @@ export class Memory {
     return unit;
   }
 
-  /** A plane speaks in the clear, and clients are told where it listens. Without one they use their sessions. */
-  #planeOf(region: Region): Pick<MemoryUnitOptions, 'plane'> {
-    const { link, listen } = this.#config;
-    if (link !== 'dedicated' || listen?.kind !== 'tcp' || !isNumericAddress(listen.host)) return {};
-    return { plane: { ...this.#options.environment, host: listen.host, region } };
+  /** A plane speaks in the clear, and clients are told where it is. Without one they use their sessions. */
+  #planeOf({ planePort: port = 0 }: MemoryUnitConfig, region: Region): Pick<MemoryUnitOptions, 'plane'> {
+    const { link, listen, addresses } = this.#config;
+    if (link !== 'dedicated' || !isNumericAddress(listen)) return {};
+    const best = addresses[0];
+    const reachedAt = isNumericAddress(best) ? best.host : listen.host;
+    return { plane: { ...this.#options.environment, host: listen.host, reachedAt, port, region } };
   }
 
   async #openManager({ unit, administrators, creators }: MemoryUnitConfig): Promise<MemoryManager> {
@@ -404,7 +407,11 @@ function unlessGone(error: unknown): undefined {
   if (!isHoldfastError(error, 'ERR_HOLDFAST_NOT_FOUND')) throw error;
 }
 
+type TcpAddress = Extract<Address, { kind: 'tcp' }>;
+
 /** Of one interface; not of all of them. */
-function isNumericAddress(host: string): boolean {
+function isNumericAddress(address: Address | undefined): address is TcpAddress {
+  if (address?.kind !== 'tcp') return false;
+  const { host } = address;
   return /^(\d{1,3}\.){3}\d{1,3}$|:/.test(host) && host !== '0.0.0.0' && host !== '::';
 }

@@ -1,4 +1,6 @@
+import { once } from 'node:events';
 import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { systemEnvironment } from '../../lib/base/system-environment.ts';
@@ -161,6 +163,21 @@ describe('a unit with its manager', () => {
     const { access } = await memory.client.open('log');
     await access.write(0, [Buffer.from('hold fast')], { persist: true });
     expect(a.status().memory?.unit).toMatchObject({ writes: 1, plane: { host: '127.0.0.1', connections: 1 } });
+  });
+
+  it('has its data plane at the port of the configuration, where clients reach it by the first address', async () => {
+    await a.close();
+    const port = await freePort();
+    Object.assign(office.config, { link: 'dedicated' });
+    const [node] = office.config.nodes;
+    Object.assign(node.memoryUnit, { planePort: port });
+    Object.assign(node, { listen: node.addresses[0], addresses: ['192.0.2.1:7700'] });
+    office.save();
+    a = await office.start('a');
+    expect(a.status().memory?.unit?.plane).toMatchObject({ host: '192.0.2.1', port });
+    const socket = connect(port, '127.0.0.1');
+    await once(socket, 'connect');
+    socket.destroy();
   });
 
   it('is in full health although no client is there', async () => {

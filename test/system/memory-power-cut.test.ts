@@ -1,7 +1,7 @@
 /**
  * Power cuts of a memory unit: `holdfast serve` in a guest with Debian's kernel, its memory on an emulated NVDIMM. A
  * primary outside of the guest appends records; the emulator is killed at a random moment, and the guest boots again on
- * the same NVDIMM.
+ * the same NVDIMM. The primary's commands come over its session (TLS), and, from another boot on, over the data plane.
  *
  * What a cut takes: all that the guest's processor and its ordinary memory held, and with it the page cache and what its
  * file system had not committed. Left is what had reached the NVDIMM's file.
@@ -19,12 +19,19 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
 import { systemRandom } from '../../lib/base/random.ts';
+import { systemEnvironment } from '../../lib/base/system-environment.ts';
 import { CheckpointReader } from '../../lib/checkpoint/checkpoint-reader.ts';
 import { CheckpointWriter } from '../../lib/checkpoint/checkpoint-writer.ts';
-import { connectMemory, type MemoryConnection } from '../../lib/checkpoint/connect-memory.ts';
+import type { MemoryConnection } from '../../lib/checkpoint/connect-memory.ts';
+import { MemoryClient } from '../../lib/checkpoint/manager-client.ts';
+import { openAccess } from '../../lib/checkpoint/memory-session.ts';
 import type { RegionAccess } from '../../lib/checkpoint/one-sided.ts';
+import { openPlaneAccess } from '../../lib/checkpoint/plane-access.ts';
+import { connectPlane } from '../../lib/checkpoint/plane-ticket.ts';
+import type { MemoryTransport } from '../../lib/checkpoint/plane-transport.ts';
 import { formatCheckpointRegion } from '../../lib/checkpoint/region-record.ts';
 import { loadKey, loadNodeConfig } from '../../lib/daemon/config-file.ts';
+import { createPeerNode } from '../../lib/peer/node.ts';
 import packageJson from '../../package.json' with { type: 'json' };
 import { freePort } from '../free-port.ts';
 import { MIB } from './cluster.ts';
@@ -32,7 +39,9 @@ import { Guest, missingForGuest } from './guest.ts';
 import { run, TemporaryFolder } from './processes.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
-const CUTS = 2;
+/** Of the boots, each of which ends in a cut but the last one. */
+const LINKS = ['tls', 'dedicated', 'tls'] as const;
+const CUTS = LINKS.length - 1;
 const DEPTH = 16;
 const RECORD_BYTES = 4096;
 const NVDIMM_BYTES = 256 * MIB;
@@ -62,24 +71,26 @@ wait
 const missing = missingForGuest('ndctl', 'mkfs.ext4', 'ip');
 
 type Means = 'map-sync' | 'msync';
+type Link = (typeof LINKS)[number];
 
 /** The machine with the unit: what of it a power cut leaves. */
 class Machine {
   readonly #share: string;
   readonly #port: number;
+  readonly #planePort: number;
   readonly #means: Means;
 
-  private constructor(share: string, port: number, means: Means) {
+  private constructor(share: string, port: number, planePort: number, means: Means) {
     this.#share = share;
     this.#port = port;
+    this.#planePort = planePort;
     this.#means = means;
   }
 
   static async make(share: string, means: Means): Promise<Machine> {
-    const machine = new Machine(share, await freePort(), means);
+    const machine = new Machine(share, await freePort(), await freePort(), means);
     await machine.#packProgram();
     await run(process.execPath, join(root, 'dist/cli/main.js'), 'make-key', join(share, 'cluster.key'));
-    await writeFile(machine.#config, JSON.stringify(machine.#settings()));
     await writeFile(join(share, 'script.sh'), script);
     await writeFile(machine.#nvdimm, '');
     await truncate(machine.#nvdimm, NVDIMM_BYTES);
@@ -102,8 +113,12 @@ class Machine {
     await run('tar', '-cf', join(this.#share, 'holdfast.tar'), '-C', root, ...unused, ...parts);
   }
 
-  #settings(): object {
-    const memoryUnit = { file: '/mnt/p/unit.memory', sizeBytes: REGION_BYTES + 8 * MIB };
+  #settings(link: Link): object {
+    const memoryUnit = {
+      file: '/mnt/p/unit.memory',
+      sizeBytes: REGION_BYTES + 8 * MIB,
+      planePort: this.#planePort,
+    };
     const addresses = [`127.0.0.1:${this.#port}`];
     const unit = {
       name: 'unit',
@@ -114,14 +129,17 @@ class Machine {
     };
     // Emulation is slow: it may be silent for seconds.
     const times = { heartbeatMs: 1000, leaseMs: 15_000 };
-    return { cluster: 'memory', keyFile: 'cluster.key', ...times, nodes: [unit, { name: 'primary' }] };
+    return { cluster: 'memory', keyFile: 'cluster.key', link, ...times, nodes: [unit, { name: 'primary' }] };
   }
 
-  boot(round: 'first' | 'again'): Guest {
+  async boot(round: 'first' | 'again', link: Link): Promise<Guest> {
+    await writeFile(this.#config, JSON.stringify(this.#settings(link)));
+    const forward = (outside: number, inside: number) => `hostfwd=tcp:127.0.0.1:${outside}-${GUEST_ADDRESS}:${inside}`;
+    const forwards = [forward(this.#port, PORT), forward(this.#planePort, this.#planePort)];
     const devices = [
       `-object memory-backend-file,id=memory,share=on,mem-path=${this.#nvdimm},size=${NVDIMM_BYTES}`,
       '-device nvdimm,id=nvdimm,memdev=memory',
-      `-netdev user,id=way,net=10.9.1.0/24,hostfwd=tcp:127.0.0.1:${this.#port}-${GUEST_ADDRESS}:${PORT}`,
+      `-netdev user,id=way,net=10.9.1.0/24,${forwards.join(',')}`,
       '-device virtio-net-pci,netdev=way,romfile=',
     ].join(' ');
     const machine = ['-M', 'q35,nvdimm=on', '-m', '1G,slots=2,maxmem=4G'];
@@ -129,12 +147,20 @@ class Machine {
     return new Guest({ share: this.#share, words, machine, devices });
   }
 
-  /** As the primary. */
-  async connect(): Promise<MemoryConnection> {
+  /** As the primary, who does not take the session where there is to be a plane. */
+  async connect(): Promise<Pick<MemoryConnection, 'client'> & AsyncDisposable> {
     const config = await loadNodeConfig(this.#config, 'primary');
-    const { name, cluster: clusterId, heartbeatMs, leaseMs, peers } = config;
+    const { name, cluster: clusterId, link, heartbeatMs, leaseMs, peers } = config;
     const key = await loadKey(config.keyFile!);
-    return connectMemory({ name, clusterId, key, heartbeatMs, leaseMs, unit: peers[0]! });
+    const environment = systemEnvironment;
+    const { clock } = environment;
+    const node = createPeerNode({ environment, name, clusterId, key, link, heartbeatMs, leaseMs, peers });
+    const overPlane: MemoryTransport = async (session, context) =>
+      openPlaneAccess(await connectPlane(session, { clock, timeoutMs: 30_000 }), context);
+    const transport = link === 'dedicated' ? overPlane : openAccess;
+    const client = new MemoryClient({ node, clock, manager: 'unit', unit: 'unit', transport });
+    await node.start();
+    return { client, [Symbol.asyncDispose]: () => node.close() };
   }
 }
 
@@ -187,7 +213,8 @@ test.skipIf(missing.length > 0).concurrent.each<[Means]>([['map-sync'], ['msync'
     const machine = await Machine.make(folder.path, means);
     const counts: Counts = { sent: 0, acknowledged: 0 };
     for (let cut = 0; cut <= CUTS; cut++) {
-      await using guest = machine.boot(cut === 0 ? 'first' : 'again');
+      const link = LINKS[cut]!;
+      await using guest = await machine.boot(cut === 0 ? 'first' : 'again', link);
       await guest.ready(() => meansOf(guest) !== undefined);
       expect(meansOf(guest)).toBe(means);
       await using memory = await machine.connect();
@@ -197,7 +224,7 @@ test.skipIf(missing.length > 0).concurrent.each<[Means]>([['map-sync'], ['msync'
       }
       const { access } = await memory.client.open('log');
       const found = await readBack(access);
-      console.log(`${means}, after ${cut} cuts`, { ...counts, found });
+      console.log(`${means}, after ${cut} cuts, over ${link}`, { ...counts, found });
       expect(found).toBeGreaterThanOrEqual(counts.acknowledged);
       expect(found).toBeLessThanOrEqual(counts.sent);
       if (cut === CUTS) break;
