@@ -209,6 +209,8 @@ export class RemoteUnit implements UnitControl {
   async #meet(session: PeerSession): Promise<void> {
     try {
       const { control: description } = await session.request(describeMethod, undefined);
+      // The answer may have come with the session's end behind it.
+      if (!session.open) return;
       this.#remember(description);
       this.#session = session;
       this.#problem = undefined;

@@ -4,6 +4,7 @@ import { isHoldfastError } from '../../lib/base/errors.ts';
 import { MemoryManager } from '../../lib/checkpoint/manager.ts';
 import { createMethod } from '../../lib/checkpoint/manager-wire.ts';
 import { SPACE_UNIT_BYTES } from '../../lib/checkpoint/region-directory.ts';
+import { RemoteUnit } from '../../lib/checkpoint/remote-unit.ts';
 import {
   decodeTables,
   describeMethod,
@@ -16,7 +17,7 @@ import {
   revokeMethod,
   writeRecordsMethod,
 } from '../../lib/checkpoint/remote-wire.ts';
-import type { Method } from '../../lib/peer/peer.ts';
+import type { Method, PeerEvents, PeerNode, PeerSession } from '../../lib/peer/peer.ts';
 import { FaultyDevice } from '../../lib/storage/faulty-device.ts';
 import { SimulatedRandom } from '../../lib/testing/simulated-random.ts';
 import { Apart } from './apart.ts';
@@ -362,4 +363,45 @@ test('killed and cut at any moment, no key outlives its revocation and no space 
     }
   }
   expect(answered).toBeGreaterThan(400);
+});
+
+test('a session that ends right behind the description of the unit is not taken for an open one', async () => {
+  let events: PeerEvents | undefined;
+  const subscribe = (subscriber: PeerEvents) => {
+    events = subscriber;
+  };
+  const node = { subscribe } as Partial<PeerNode> as PeerNode;
+  const remote = new RemoteUnit({ node, unit: 'unit' });
+  let anew = 0;
+  remote.apart.onAnew(() => (anew += 1));
+  let isOpen = true;
+  let requests = 0;
+  const description = {
+    unit: 'unit',
+    sizeBytes: 2 ** 20,
+    recordsBytes: 65_536,
+    logicalBlockBytes: 512,
+    means: 'msync',
+  };
+  const session = {
+    peer: { name: 'unit', incarnation: 'first', features: [] },
+    get open() {
+      return isOpen;
+    },
+    request() {
+      requests += 1;
+      const answer = Promise.resolve({ control: description, data: new Uint8Array(0) });
+      // Before whoever has asked goes on.
+      void answer.then(() => {
+        isOpen = false;
+        events!.onSessionDown(session, 'ended');
+      });
+      return answer;
+    },
+  } as Partial<PeerSession> as PeerSession;
+  events!.onSessionUp(session);
+  await new Promise((resolve) => setImmediate(resolve));
+  await expect(remote.install([])).rejects.toEqual(code('ERR_HOLDFAST_PEER_LOST'));
+  await expect(remote.apart.ready(AbortSignal.timeout(1))).rejects.toEqual(code('ERR_HOLDFAST_ABORTED'));
+  expect([requests, anew]).toEqual([1, 0]);
 });
