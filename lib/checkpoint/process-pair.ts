@@ -23,7 +23,7 @@ import { SharedRun } from '../storage/shared-run.ts';
 import { type Codec, structuredCodec } from './codec.ts';
 import { PULSE_ADDRESS } from './layout.ts';
 import type { RegionAccess } from './one-sided.ts';
-import { type PairEffect, type PairEvent, PairMachine } from './pair-machine.ts';
+import { type PairEffect, type PairEvent, PairMachine, type PairState } from './pair-machine.ts';
 import { PairFollower, PairStore, type SavedState } from './pair-store.ts';
 import { decodePulse, encodePulse, PULSE_BYTES, type Pulse } from './pulse.ts';
 
@@ -35,8 +35,11 @@ export interface PairMemory {
   takeOver(signal: AbortSignal): Promise<RegionAccess>;
 }
 
-/** `primary` works; `backup` follows; `cut-off`: it reaches the region's unit or manager no longer, and tries again. */
-export type PairRole = 'primary' | 'backup' | 'cut-off';
+/**
+ * `primary` works; `backup` follows, or takes over; `cut-off`: it reaches the region's unit or manager no longer, and
+ * tries again; `closed`: it has left the pair, for good.
+ */
+export type PairRole = 'primary' | 'backup' | 'cut-off' | 'closed';
 
 /** The state, how updates apply, and where both lie. */
 export interface ProcessPairOptions<State, Update, Result> {
@@ -148,7 +151,7 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
 
   /** What this process is now. */
   get role(): PairRole {
-    return this.#role ?? 'cut-off';
+    return this.#role ?? 'backup';
   }
 
   /** Resolves when the pair has been closed here; rejects if it had to end: `apply` threw at the backup, say. */
@@ -268,7 +271,7 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
     for (const effect of this.#machine.step(event)) this.#perform(effect);
     this.#settleHandOver();
     const { state } = this.#machine;
-    this.#become(state === 'primary' || state === 'handing-over' ? 'primary' : state === 'cut-off' ? state : 'backup');
+    this.#become(roleIn(state));
   }
 
   #become(role: PairRole): void {
@@ -518,6 +521,11 @@ export class ProcessPair<State, Update, Result> implements AsyncDisposable {
       else if (this.#store === store) this.#failed(error);
     }
   }
+}
+
+function roleIn(state: PairState): PairRole {
+  if (state === 'idle' || state === 'taking-over') return 'backup';
+  return state === 'handing-over' ? 'primary' : state;
 }
 
 /** What waiting, or another take-over, may mend. Anything else is for a person to look at. */

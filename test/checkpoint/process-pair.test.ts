@@ -5,7 +5,7 @@ import { HoldfastError } from '../../lib/base/errors.ts';
 import { systemEnvironment } from '../../lib/base/system-environment.ts';
 import { bytesCodec } from '../../lib/checkpoint/codec.ts';
 import type { RegionAccess } from '../../lib/checkpoint/one-sided.ts';
-import { type PairMemory, type ProcessPair, runProcessPair } from '../../lib/checkpoint/process-pair.ts';
+import { type PairMemory, type PairRole, type ProcessPair, runProcessPair } from '../../lib/checkpoint/process-pair.ts';
 import { SimulatedRandom } from '../../lib/testing/simulated-random.ts';
 import { StoreRecorder } from '../../lib/testing/store-orders.ts';
 import { settle } from './checkpoint-helpers.ts';
@@ -134,6 +134,25 @@ test.each(['close', 'handOver'] as const)(
     expect(await next.query(({ count }) => count)).toBe(done);
   },
 );
+
+test('a pair that has been closed says so, also one that had to end', async () => {
+  const access = new StoreRecorder(new Uint8Array(128 * KIB)).access();
+  const pair = await primary(access);
+  expect(pair.role).toBe('primary');
+  await pair.close();
+  expect(pair.role).toBe('closed');
+  const roles: PairRole[] = [];
+  const refused = new HoldfastError('ERR_HOLDFAST_NOT_FOUND', 'there is no such region');
+  const ending = runProcessPair({
+    environment: { ...systemEnvironment, clock: new HandClock() },
+    memory: { follow: () => Promise.reject(refused), takeOver: () => Promise.reject(refused) },
+    initialState: () => 0,
+    apply: () => 0,
+    onRole: (role) => void roles.push(role),
+  });
+  await expect(ending.closed).rejects.toBe(refused);
+  expect([ending.role, roles]).toEqual(['closed', ['backup', 'closed']]);
+});
 
 test('the unit fails in the middle of a burst: what was answered is there, and what has not happened says so', async () => {
   const recorder = new StoreRecorder(new Uint8Array(128 * KIB));
