@@ -84,6 +84,7 @@ export {
   type MirrorStatus,
   type RebuildProgress,
 } from './checkpoint/mirrored-access.ts';
+export { type MirroredPairOptions, mirroredPairMemory } from './checkpoint/mirrored-pair-memory.ts';
 export { MirroredReader, type MirroredReaderOptions } from './checkpoint/mirrored-reader.ts';
 export type {
   AccessKey,

@@ -104,7 +104,7 @@ export class MirroredSite {
     return this.#connections.get(name)!;
   }
 
-  /** As a power cut of the unit's machine. */
+  /** The unit's process is gone, with what was not durable. */
   kill(leg: Leg): void {
     this.cluster.node(UNITS[leg]).kill();
     this.#memories[leg]!.crash();
@@ -114,6 +114,12 @@ export class MirroredSite {
   replace(leg: Leg): void {
     this.kill(leg);
     this.#memories[leg] = newMemory(UNITS[leg]);
+  }
+
+  /** As `kill`, and the others hear nothing. */
+  cutPower(leg: Leg): void {
+    this.cluster.node(UNITS[leg]).cutPower();
+    this.#memories[leg]!.crash();
   }
 
   open(name: ClientName, region = STATE): Promise<MirroredAccess> {
