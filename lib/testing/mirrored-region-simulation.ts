@@ -93,6 +93,8 @@ class MirroredRegionSimulation {
   #takeOvers = 0;
   #rebuilds = 0;
   #backupReads = 0;
+  /** The word that was written to last: what can be read there is least safe. */
+  #newest = 0;
   #failure: string | undefined;
   #isOver = false;
 
@@ -241,7 +243,8 @@ class MirroredRegionSimulation {
     while (!this.#isOver) {
       try {
         await using reader = await MirroredReader.open({ clock, legs, arbiter, legMs: 50, whenLegAway: 'wait' });
-        while (!this.#isOver) await this.#readAsBackup(backup, reader, random.below(WORDS));
+        while (!this.#isOver)
+          await this.#readAsBackup(backup, reader, random.chance(0.5) ? this.#newest : random.below(WORDS));
       } catch (error) {
         this.#world.note(`the backup is interrupted: ${codeOf(error)}`);
         await this.#pass(backup, random.between(1, 20));
@@ -338,6 +341,7 @@ class MirroredRegionSimulation {
   /** Ends when it is durable. */
   async #write(writer: Writer, access: MirroredAccess, word: number, count: number, persist: boolean): Promise<void> {
     const operation = this.#histories.begin('write', word, count);
+    this.#newest = word;
     const words = Array.from({ length: count }, (_, index) => word + index);
     const bytes = new Uint8Array(WORD_STRIDE_BYTES * count);
     stamp(bytes, operation.value);

@@ -9,7 +9,7 @@ const FIRST_SEED: Readonly<Record<(typeof PLANTED_REGION_BUGS)[number], number>>
   'acknowledged-before-swap': 17,
   'stale-leg-admitted': 1,
   'take-over-without-compare': 8,
-  'mirror-read-not-persisted': 600,
+  'mirror-read-not-persisted': 200,
 };
 
 afterEach(() => plantBug(undefined));
