@@ -43,6 +43,8 @@ const PERSIST_BYTES = 16 * 1024 * 1024;
 const MAX_IN_FLIGHT = 64;
 const MAX_WAITING = 1024;
 const WORD_BYTES = 8;
+/** Without a store for so long, one that changes nothing shows whether both legs are there. */
+const IDLE_MS = 1000;
 
 /** The two units of a mirrored region, as its managers let this peer in. */
 export interface MirrorLegs {
@@ -608,6 +610,16 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     return state === 'copying' || state === 'persisting' || state === 'joining';
   }
 
+  /** A leg that is lost is noticed by a store; readers that wait for it must not wait for the next one. */
+  async #stayAware(): Promise<void> {
+    while (this.#failure === undefined) {
+      const before = this.#nextId;
+      await this.#sleep(IDLE_MS);
+      if (this.#failure !== undefined || this.#nextId !== before || this.#stores.size > 0) continue;
+      await this.persist(this.range.base, WORD_BYTES).catch(() => {});
+    }
+  }
+
   // Filling a leg
 
   async #copy(from: Leg, to: Leg, compare: boolean): Promise<void> {
@@ -792,6 +804,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
       case 'serve':
         this.#epoch = effect.named.epoch;
         this.#serve();
+        void this.#stayAware();
         break;
       case 'end':
         if (effect.why === 'no-copy' && this.#epoch > 0) void this.#endWithoutCopy();

@@ -153,6 +153,15 @@ describe('what a mirror could be broken by', () => {
   });
 });
 
+test('a writer that stores nothing leaves out a unit that is gone: a reader waits for that', async () => {
+  const site = await new Site().start();
+  await site.open('w1');
+  const reader = await site.until(site.connection('w2').openReader(STATE, { whenLegAway: 'wait' }));
+  site.kill(1);
+  await site.until(reader.read(0, new Uint8Array(8)));
+  expect(parseStanding(await site.stands())).toMatchObject({ inSync: 1, writer: 'w1' });
+});
+
 test('readers that come and go leave no keys behind', async () => {
   const site = await new Site().start();
   const access = await site.open('w1');
