@@ -34,6 +34,7 @@ export {
   type CheckpointWriterOptions,
 } from './checkpoint/checkpoint-writer.ts';
 export { type Codec, structuredCodec } from './checkpoint/codec.ts';
+export { ComposedAccess, type ComposedPart, type Elsewhere } from './checkpoint/composed-access.ts';
 export {
   type ConnectMemoryOptions,
   connectMemory,
@@ -65,7 +66,7 @@ export {
   type OpenedRegion,
   type OpenOptions as OpenRegionOptions,
 } from './checkpoint/manager-client.ts';
-export type { RegionAccessList, RegionInfo } from './checkpoint/manager-wire.ts';
+export type { LegPlace, RegionAccessList, RegionInfo } from './checkpoint/manager-wire.ts';
 export { type AccessContext, openAccess } from './checkpoint/memory-session.ts';
 export { admitByRegister, type MirroredLeg } from './checkpoint/mirror-admission.ts';
 export {
@@ -84,6 +85,11 @@ export {
   type MirrorStatus,
   type RebuildProgress,
 } from './checkpoint/mirrored-access.ts';
+export {
+  type MirroredCheckpoints,
+  openMirroredBackup,
+  openMirroredPrimary,
+} from './checkpoint/mirrored-checkpoints.ts';
 export { type MirroredPairOptions, mirroredPairMemory } from './checkpoint/mirrored-pair-memory.ts';
 export { MirroredReader, type MirroredReaderOptions } from './checkpoint/mirrored-reader.ts';
 export type {

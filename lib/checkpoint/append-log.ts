@@ -322,7 +322,9 @@ export class AppendLog {
   }
 
   async #freeable(): Promise<RingPosition | undefined> {
-    const cleared = (await readCursors(this.#access, this.#region)).map((cursor) => cursor.cleared);
+    const cleared = (await readCursors(this.#access, this.#region, this.#closing.signal)).map(
+      (cursor) => cursor.cleared,
+    );
     const head = this.#space.freeable(droppable(cleared, false));
     if (head !== undefined || this.#whenFull !== 'drop-drained') return head;
     const first = this.#waiting[0];

@@ -2,6 +2,7 @@
  * A process that uses regions which lie in two units each: its place among the peers, a client for each unit, and the
  * registers by way of those who decide them, in one.
  */
+import type { Clock } from '../base/clock.ts';
 import { HoldfastError } from '../base/errors.ts';
 import { systemEnvironment } from '../base/system-environment.ts';
 import { createPeerNode } from '../peer/node.ts';
@@ -110,6 +111,11 @@ export class MirroredMemoryConnection implements AsyncDisposable {
   openReader(region: MirroredRegion, options: OpenReaderOptions = {}): Promise<MirroredReader> {
     const { clock } = this.#options.environment;
     return MirroredReader.open({ ...options, legs: this.#legs(region), arbiter: this.register(region), clock });
+  }
+
+  /** Of this process. */
+  get clock(): Clock {
+    return this.#options.environment.clock;
   }
 
   /** The region's register, as the deciders answer for it. */

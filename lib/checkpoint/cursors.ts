@@ -28,10 +28,15 @@ export function cursorsBytes(region: RegionRecord): number {
  * All that are registered, as they are durable: what a backup has cleared and could lose again must not be dropped.
  * A cursor that makes no sense is none.
  */
-export async function readCursors(access: RegionAccess, region: RegionRecord): Promise<CursorRecord[]> {
+export async function readCursors(
+  access: RegionAccess,
+  region: RegionRecord,
+  signal?: AbortSignal,
+): Promise<CursorRecord[]> {
   const bytes = new Uint8Array(cursorsBytes(region));
-  if (!isPlanted('cursor-read-before-durable')) await access.persist(cursorAddress(0), bytes.length);
-  await readRange(access, cursorAddress(0), bytes);
+  if (!isPlanted('cursor-read-before-durable'))
+    await access.persist(cursorAddress(0), bytes.length, signal && { signal });
+  await readRange(access, cursorAddress(0), bytes, signal);
   return Array.from({ length: region.cursorCount }, (_, index) => index)
     .map((index) => decodePair(bytes.subarray(index * PAIR_BYTES, (index + 1) * PAIR_BYTES), region, index))
     .filter((cursor) => cursor !== undefined && cursor.state === 'registered') as CursorRecord[];
@@ -108,12 +113,21 @@ export async function createCursor(
   access: RegionAccess,
   region: RegionRecord,
   index: number,
-  guard: Guard,
+  guard?: Guard,
 ): Promise<void> {
   const { formatId, head } = region;
   const readOn = { ...head, epoch: 0 };
   const record: CursorRecord = { formatId, index, state: 'retired', name: NOBODY, cleared: head.sequence - 1, readOn };
   await SuperblockPair.create(cursorDevice(access, index, guard), CURSOR_FORMAT, PAIR_LAYOUT, encodeCursor(record));
+}
+
+/** As `createCursor`, if nothing was ever there, or that was cut short: then the second page, written last, is blank. */
+export async function createCursorIfBlank(access: RegionAccess, region: RegionRecord, index: number): Promise<void> {
+  const bytes = new Uint8Array(PAIR_BYTES);
+  await readRange(access, cursorAddress(index), bytes);
+  const isWhole = decodeSuperblock(bytes.subarray(0, PAGE_BYTES), 0).frame !== undefined;
+  if (isWhole || bytes.subarray(PAGE_BYTES).some((byte) => byte !== 0)) return;
+  await createCursor(access, region, index);
 }
 
 function cursorDevice(access: RegionAccess, index: number, guard?: Guard): RangeDevice {
