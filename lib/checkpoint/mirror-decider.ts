@@ -8,7 +8,7 @@
  * - Asked again elsewhere, because an answer did not come, a change happens once: no value is used twice.
  */
 import { z } from 'zod';
-import type { Clock } from '../base/clock.ts';
+import type { Clock, TimerHandle } from '../base/clock.ts';
 import { HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
 import { type Arbiter, type SwapResult, VALUE_MAX_BYTES } from '../peer/arbiter.ts';
 import type { Method, PeerNode, PeerSession } from '../peer/peer.ts';
@@ -18,6 +18,8 @@ import { Waiters } from './waiters.ts';
 
 const DEADLINE_MS = 5000;
 const ASK_AGAIN_MS = 100;
+/** Who has not answered by then may be unable to: another one is asked as well. */
+const LATE_MS = 500;
 
 const value = z
   .string()
@@ -90,6 +92,8 @@ export interface RemoteArbiterOptions {
 export class RemoteArbiter implements Arbiter {
   readonly #options: RemoteArbiterOptions;
   readonly #sessions: Waiters;
+  /** Name of the decider that has answered last. */
+  #quickest: string | undefined;
 
   constructor(options: RemoteArbiterOptions) {
     this.#options = options;
@@ -107,15 +111,11 @@ export class RemoteArbiter implements Arbiter {
     try {
       for (;;) {
         let refusals = 0;
-        for (const session of this.#reachable()) {
-          try {
-            return await this.#ask(session, expected, next, both);
-          } catch (error) {
-            if (both.aborted || !isWorthAnother(error)) throw error;
-            last = error;
-            if (isHoldfastError(error, 'ERR_HOLDFAST_ACCESS')) refusals += 1;
-          }
-        }
+        const result = await this.#askInTurn(expected, next, both, (error) => {
+          last = error;
+          if (isHoldfastError(error, 'ERR_HOLDFAST_ACCESS')) refusals += 1;
+        });
+        if (result !== undefined) return result;
         if (refusals === this.#options.deciders.length) throw last;
         await this.#pause(both);
       }
@@ -133,9 +133,61 @@ export class RemoteArbiter implements Arbiter {
     }
   }
 
+  /** Who has answered last comes first. */
   #reachable(): PeerSession[] {
     const { node, deciders } = this.#options;
-    return deciders.flatMap((name) => node.session(name) ?? []);
+    const inOrder = [...deciders].sort((a, b) => Number(b === this.#quickest) - Number(a === this.#quickest));
+    return inOrder.flatMap((name) => node.session(name) ?? []);
+  }
+
+  /**
+   * The next one when the one before fails, or is late: it may hang, or be cut off from the other voters. Whoever answers
+   * first is believed. Undefined if all have failed in a way that may pass.
+   */
+  async #askInTurn(
+    expected: string,
+    next: string,
+    signal: AbortSignal,
+    onFailed: (error: unknown) => void,
+  ): Promise<SwapResult | undefined> {
+    const over = new AbortController();
+    const either = AbortSignal.any([signal, over.signal]);
+    let late: TimerHandle | undefined;
+    try {
+      return await new Promise((resolve, reject) => {
+        const sessions = this.#reachable();
+        let failures = 0;
+        const askFrom = (turn: number): void => {
+          late?.cancel();
+          const session = sessions[turn];
+          if (session === undefined) return;
+          let isNewest = true;
+          const goOn = (): void => {
+            if (isNewest) askFrom(turn + 1);
+            isNewest = false;
+          };
+          late = this.#options.clock.setTimer(LATE_MS, goOn);
+          const answered = (result: SwapResult): void => {
+            if (!either.aborted) this.#quickest = session.peer.name;
+            resolve(result);
+          };
+          const failed = (error: unknown): void => {
+            const mayPass = !either.aborted && isWorthAnother(error);
+            if (mayPass) onFailed(error);
+            failures += 1;
+            if (!mayPass) reject(error);
+            else if (failures === sessions.length) resolve(undefined);
+            else goOn();
+          };
+          this.#ask(session, expected, next, either).then(answered, failed);
+        };
+        if (sessions.length === 0) resolve(undefined);
+        else askFrom(0);
+      });
+    } finally {
+      late?.cancel();
+      over.abort();
+    }
   }
 
   async #ask(session: PeerSession, expected: string, next: string, signal: AbortSignal): Promise<SwapResult> {

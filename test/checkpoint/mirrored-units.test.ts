@@ -246,6 +246,28 @@ describe('the register, for those who are no voters', () => {
     expect(await rejection(site.stands())).toBe('ERR_HOLDFAST_ACCESS');
   });
 
+  test('is asked of another decider when the first one is cut off from the other voters, or hangs', async () => {
+    const site = await new Site().start();
+    await (await site.open('w1')).close();
+    const value = await site.stands();
+    const { network } = site.cluster;
+    for (const other of ['unit-b', 'tie']) network.partition('unit-a', other);
+    const register = site.connection('w1').register(STATE);
+    const { scheduler } = site.cluster;
+    const ask = async () => {
+      const startMs = scheduler.nowMs;
+      expect(await site.until(register.compareAndSwap('', ''))).toEqual({ swapped: false, current: value });
+      return scheduler.nowMs - startMs;
+    };
+    expect(await ask()).toBeLessThan(2000);
+    // Who has answered is asked first from then on.
+    expect(await ask()).toBeLessThan(400);
+    for (const other of ['unit-b', 'tie']) network.heal('unit-a', other);
+    await site.pass(10_000);
+    site.cluster.node('unit-b').pause();
+    expect(await ask()).toBeLessThan(2000);
+  });
+
   test('is asked of the other one when the first one is away, and in vain without a majority', async () => {
     const site = await new Site().start();
     await (await site.open('w1')).close();
