@@ -1,10 +1,9 @@
 // One of the two processes that share a series of checkpoints in a memory unit: node memory-client.mjs CONFIG NODE [format]
 // It is the backup and follows; told `take-over` on standard input it becomes the primary, which appends 4 KiB records.
-// The series is its whole state: record n is made of its number, and the one after n is n + 1.
+// The series (series.mjs) is its whole state.
 //
 // Prints, in order, each on a line: `following`; `primary N` once it has taken over what goes up to N, and again after
 // the unit was away; then `sN` before record N is given to the writer, `aN` when it is acknowledged; `wrong …`.
-import { writeSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { setTimeout as wait } from 'node:timers/promises';
 import { systemEnvironment } from '../../dist/base/system-environment.js';
@@ -15,9 +14,8 @@ import { openAccess } from '../../dist/checkpoint/memory-session.js';
 import { formatCheckpointRegion } from '../../dist/checkpoint/region-record.js';
 import { loadKey, loadNodeConfig } from '../../dist/daemon/config-file.js';
 import { createPeerNode } from '../../dist/peer/node.js';
+import { append, expectNext, expectThat, say } from './series.mjs';
 
-const DEPTH = 16;
-const RECORD_BYTES = 4096;
 const CLEAR_EVERY = 32;
 /** What ends with the unit, or with somebody's take-over, and is over when the region is opened again. */
 const PASSING = new Set(['ERR_HOLDFAST_PEER_LOST', 'ERR_HOLDFAST_KEY_INVALID', 'ERR_HOLDFAST_CLOSED']);
@@ -38,27 +36,11 @@ let applied;
 /** Ends the following. */
 const takeOver = new AbortController();
 
-/** At once, so that what was said before a SIGKILL has been said. */
-function say(text) {
-  writeSync(1, `${text}\n`);
-}
-
-function expectThat(isTrue, text) {
-  if (isTrue) return;
-  say(`wrong ${text}`);
-  process.exit(1);
-}
-
-function record(number) {
-  return Buffer.alloc(RECORD_BYTES, `record ${number} `);
-}
-
-function apply({ sequence, value }) {
+function apply(checkpoint) {
   // Given again after the region was opened again.
-  if (sequence <= applied) return;
-  expectThat(applied === undefined || sequence === applied + 1, `${sequence} comes after ${applied}`);
-  expectThat(record(sequence).equals(value), `record ${sequence} holds something else`);
-  applied = sequence;
+  if (checkpoint.sequence <= applied) return;
+  expectNext(checkpoint, applied);
+  applied = checkpoint.sequence;
 }
 
 /** Does it again after what passes. */
@@ -98,33 +80,6 @@ async function becomeWriter() {
   return writer;
 }
 
-async function append(writer) {
-  const inFlight = new Set();
-  let failure;
-  let number = applied;
-  while (failure === undefined) {
-    while (inFlight.size < DEPTH) {
-      const own = ++number;
-      say(`s${own}`);
-      const append = writer.append(record(own)).then(
-        (sequence) => {
-          expectThat(sequence === own, `record ${own} is checkpoint ${sequence}`);
-          applied = own;
-          say(`a${own}`);
-        },
-        (error) => {
-          failure ??= error;
-        },
-      );
-      inFlight.add(append);
-      append.then(() => inFlight.delete(append));
-    }
-    await Promise.race(inFlight);
-  }
-  await Promise.all(inFlight);
-  throw failure;
-}
-
 createInterface({ input: process.stdin })
   .on('line', () => takeOver.abort())
   .on('close', () => process.exit(0));
@@ -134,4 +89,10 @@ const { signal } = takeOver;
 await insist(async () => follow((await client.open('log', { signal })).access, signal)).catch((error) => {
   if (!signal.aborted) throw error;
 });
-await insist(async () => append(await becomeWriter()));
+await insist(async () => {
+  const writer = await becomeWriter();
+  const onAcknowledged = (number) => {
+    applied = number;
+  };
+  await append(writer, applied, { onAcknowledged });
+});

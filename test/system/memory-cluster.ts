@@ -88,9 +88,16 @@ export class MemoryCluster implements AsyncDisposable {
   }
 }
 
+/** A cluster, as far as those who use it need to know. */
+interface Configured {
+  /** Path of its configuration. */
+  readonly config: string;
+}
+
 /** The processes that share a series of checkpoints, and what they have said, taken together. */
 export class Series implements AsyncDisposable {
-  readonly #cluster: MemoryCluster;
+  readonly #cluster: Configured;
+  readonly #script: string;
   readonly #members: Member[] = [];
   /** Highest number that was acknowledged. */
   acknowledged = 0;
@@ -105,12 +112,15 @@ export class Series implements AsyncDisposable {
   /** What must not be. */
   readonly wrong: string[] = [];
 
-  constructor(cluster: MemoryCluster) {
+  /** `script`: of its processes; given the configuration, a name, and what `spawn` is given. */
+  constructor(cluster: Configured, script = clientScript) {
     this.#cluster = cluster;
+    this.#script = script;
   }
 
   spawn(name: string, ...words: string[]): Member {
-    const member = new Member(this.#cluster, name, words, (line) => this.#take(line));
+    const line = [this.#script, this.#cluster.config, name, ...words];
+    const member = new Member(name, line, (said) => this.#take(said));
     this.#members.push(member);
     return member;
   }
@@ -157,9 +167,9 @@ export class Member {
   readonly #closed: Promise<void>;
   readonly #said = new Set<string>();
 
-  constructor(cluster: MemoryCluster, name: string, words: readonly string[], take: (line: string) => void) {
+  constructor(name: string, words: readonly string[], take: (line: string) => void) {
     this.name = name;
-    this.#child = new Child(process.execPath, [clientScript, cluster.config, name, ...words], { stdin: 'open' });
+    this.#child = new Child(process.execPath, words, { stdin: 'open' });
     const lines = createInterface({ input: this.#child.process.stdout! });
     lines.on('line', (line) => {
       this.#said.add(line.split(' ', 1)[0]!.replace(/\d+$/, ''));

@@ -55,7 +55,8 @@ export class Child implements AsyncDisposable {
   /** Waits until `isReady` says so; fails if the process ends before. */
   async ready(isReady: () => boolean | Promise<boolean>): Promise<void> {
     while (!(await isReady())) {
-      if (this.ended) throw new Error(`${this.process.spawnfile} ended before it was ready`);
+      if (this.ended)
+        throw new Error(`${this.process.spawnfile} ended before it was ready: ${this.#output.slice(-500)}`);
       await wait(10);
     }
   }
