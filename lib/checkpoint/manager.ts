@@ -199,12 +199,17 @@ export class MemoryManager implements AsyncDisposable {
     await SuperblockPair.create(records, DIRECTORY_FORMAT, layout, encodeDirectory(directory, roomOf(layout)));
   }
 
-  /** Reads the directory of a unit that is not apart, and changes nothing. Throws what `open` does. */
-  static async check(control: UnitControl): Promise<void> {
+  /**
+   * Reads the directory of a unit that is not apart, and changes nothing. Gives for how many bytes of memory it was
+   * written: with less it is not opened. Throws what `open` does.
+   */
+  static async check(control: UnitControl): Promise<number> {
     const { records, sizeBytes } = control;
     const { payload } = await SuperblockPair.open(records, DIRECTORY_FORMAT, layoutOf(control));
     const recordsBytes = records.geometry.sizeBytes;
-    withMemory(decodeDirectory(payload, recordsBytes), recordsBytes, sizeBytes);
+    const directory = decodeDirectory(payload, recordsBytes);
+    withMemory(directory, recordsBytes, sizeBytes);
+    return directory.memoryBytes;
   }
 
   /** Answers the peers of this node. Before the node starts. */

@@ -111,7 +111,12 @@ async function openFileOfUnit(config: NodeConfig, memoryUnit: MemoryUnitConfig, 
   if (!stats.isFile() || stats.size <= RECORDS_BYTES || stats.size % PAGE_BYTES !== 0) throw isOther();
   try {
     await using unit = unreachableUnit(memoryUnit, await openRegion(file, { means }), clock);
-    await MemoryManager.check(unit);
+    const leastBytes = await MemoryManager.check(unit);
+    if (sizeBytes < leastBytes)
+      throw new HoldfastError(
+        'ERR_HOLDFAST_METADATA_MISMATCH',
+        `${config.source}: the memory of unit ${config.name} cannot be made smaller, its regions may be anywhere in ${leastBytes} bytes; set its "sizeBytes" to that again, or to more`,
+      );
   } catch (error) {
     throw isHoldfastError(error, 'ERR_HOLDFAST_METADATA_MISSING') ? isOther(error) : error;
   }
@@ -131,8 +136,9 @@ export interface MemoryOptions {
 /**
  * Opens what this node has of a unit, the memory or the manager or both; undefined if neither. Before the node starts.
  *
- * @throws HoldfastError ERR_HOLDFAST_METADATA_MISSING if the file is not there or is not a unit's memory; what mapping
- *   it and reading its directory throws.
+ * @throws HoldfastError ERR_HOLDFAST_METADATA_MISSING if the file is not there or is not a unit's memory,
+ *   ERR_HOLDFAST_METADATA_MISMATCH if the unit is to have less memory than it had; what mapping it and reading its
+ *   directory throws.
  */
 export async function openMemory(config: NodeConfig, options: MemoryOptions): Promise<Memory | undefined> {
   const { memoryUnit, managerOf } = config;

@@ -52,6 +52,15 @@ export class FakeMemory {
       }
   }
 
+  /** A longer one that begins with the same; what is new holds anything but zeros. */
+  async longer(sizeBytes: number): Promise<FakeMemory> {
+    const longer = new FakeMemory(sizeBytes);
+    await longer.device.write(0, await this.bytes(0, this.sizeBytes));
+    await longer.device.write(this.sizeBytes, new Uint8Array(sizeBytes - this.sizeBytes).fill(9));
+    for (const [region, units] of this.mapped) longer.mapped.set(region, units);
+    return longer;
+  }
+
   async bytes(offset: number, length: number): Promise<Uint8Array> {
     const bytes = new Uint8Array(length);
     await this.device.read(offset, bytes);

@@ -158,6 +158,35 @@ async function again(name: string, manager: MemoryManager, left: Directory, befo
   expect(outcome).toBe((happened && DONE_BEFORE[name]) || 'done');
 }
 
+test('killed at any step while it takes in more memory: all of it is given out in the end, zeroed', async () => {
+  const larger = async (death?: Death) => {
+    const { memory } = await world();
+    const unit = new FakeUnit(await memory.longer(memory.sizeBytes + UNITS * SPACE_UNIT_BYTES), PEERS);
+    const control = new FakeControl(unit, death);
+    managerOf(control).open();
+    await idle();
+    return { unit, control };
+  };
+  const whole = await larger();
+  expect(whole.control.steps).toContain('erase');
+  for (const [step, kind] of whole.control.steps.entries()) {
+    const whens: readonly When[] =
+      kind === 'write' || kind === 'erase' ? ['before', 'half', 'after'] : ['before', 'after'];
+    for (const when of whens) {
+      const { unit, control } = await larger({ step, when });
+      expect(control.dead).toBe(true);
+      const next = new FakeUnit(unit.memory, PEERS);
+      const manager = managerOf(new FakeControl(next));
+      await manager.open();
+      await idle();
+      await manager.create('ben', { name: 'new', sizeBytes: (UNITS + 3) * SPACE_UNIT_BYTES });
+      const directory = await stored(next);
+      expect(directory.memoryBytes).toBe(next.memory.sizeBytes);
+      await check(next, directory);
+    }
+  }
+});
+
 test('killed at any step of the format: nothing is there, or all of it', async () => {
   const outcomes = new Set<string>();
   for (let step = 0; ; step += 1) {

@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -102,21 +102,63 @@ describe('the file of a unit', () => {
     expect(readFileSync(file()).equals(before)).toBe(true);
   });
 
-  it('grows with the configuration, and is not cut', async () => {
-    await create();
-    office.config.nodes[0].memoryUnit.sizeBytes = '10 MiB';
+  const startWith = (sizeBytes: string) => {
+    office.config.nodes[0].memoryUnit.sizeBytes = sizeBytes;
     office.save();
-    const a = await office.start('a');
+    return office.start('a');
+  };
+
+  it('grows with the configuration: regions keep what they hold, and get of the new space', async () => {
+    await create();
+    let a = await office.start('a');
+    const b = await client('b');
+    await b.create('log', 100 * KIB);
+    const old = await b.open('log');
+    await old.access.write(0, [Buffer.from('hold fast')], { persist: true });
+    await a.close();
+    a = await startWith('10 MiB');
     await until(a, ({ memory }) => memory?.manager?.space?.erasingBytes === 0);
     expect(a.status().memory).toMatchObject({
       unit: { sizeBytes: 10 * MIB },
-      manager: { space: { freeBytes: 9 * MIB } },
+      manager: { space: { freeBytes: 9 * MIB - 128 * KIB } },
     });
+    await b.grow('log', 9 * MIB);
+    const { access } = await b.open('log');
+    const end = 9 * MIB - 9;
+    const found = Buffer.alloc(9, 'x');
+    await access.read(end, found);
+    expect(found).toEqual(Buffer.alloc(9));
+    await access.write(end, [Buffer.from('and again')], { persist: true });
     await a.close();
-    office.config.nodes[0].memoryUnit.sizeBytes = '8 MiB';
-    office.save();
-    expect((await refused(office.start('a'))).code).toBe('ERR_HOLDFAST_METADATA_MISMATCH');
-    expect(statSync(file()).size).toBe(10 * MIB);
+    a = await office.start('a');
+    const again = await b.open('log');
+    const texts: string[] = [];
+    for (const address of [0, end]) {
+      await again.access.read(address, found);
+      texts.push(found.toString());
+    }
+    expect(texts).toEqual(['hold fast', 'and again']);
+  });
+
+  it('is not cut: less memory than its regions may be in is refused, and nothing is changed', async () => {
+    await create();
+    await (await startWith('10 MiB')).close();
+    const before = readFileSync(file());
+    const { code, message } = await refused(startWith('8 MiB'));
+    expect(code).toBe('ERR_HOLDFAST_METADATA_MISMATCH');
+    expect(message).toContain(`cannot be made smaller, its regions may be anywhere in ${10 * MIB} bytes`);
+    expect(readFileSync(file()).equals(before)).toBe(true);
+    await startWith('10 MiB');
+  });
+
+  it('that a killed server has made longer, and no more, serves as large as before, or as large as it is', async () => {
+    await create();
+    truncateSync(file(), 10 * MIB);
+    const before = await startWith('8 MiB');
+    await until(before, ({ memory }) => memory?.manager?.space?.freeBytes === 7 * MIB);
+    await before.close();
+    const after = await startWith('10 MiB');
+    await until(after, ({ memory }) => memory?.manager?.space?.freeBytes === 9 * MIB);
   });
 });
 
@@ -290,6 +332,22 @@ describe('a manager on another node than its unit', () => {
     await (await b.open('log')).access.read(0, found);
     expect(found.toString()).toBe('onetwo');
     await until(unitAgain, ({ memory }) => memory!.unit!.regions === 1);
+  });
+
+  it('gives out what a unit that has been made larger has more, and a unit refuses by itself to be made smaller', async () => {
+    const manager = await office.start('tie');
+    const before = await office.start('a');
+    await until(manager, ({ memory }) => memory?.manager?.space?.freeBytes === 7 * MIB);
+    await before.close();
+    const [a] = office.config.nodes;
+    a.memoryUnit.sizeBytes = '10 MiB';
+    office.save();
+    const larger = await office.start('a');
+    await until(manager, ({ memory }) => memory?.manager?.space?.freeBytes === 9 * MIB);
+    await larger.close();
+    a.memoryUnit.sizeBytes = '8 MiB';
+    office.save();
+    expect((await refused(office.start('a'))).code).toBe('ERR_HOLDFAST_METADATA_MISMATCH');
   });
 
   it('is the one to be asked by an operator', async () => {
