@@ -385,6 +385,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     try {
       await this.#read(command.address, word, command.signal);
       found = new DataView(word.buffer).getBigUint64(0, true);
+      // A leg may have begun to join meanwhile.
+      while (this.#machine.holdsStores) await this.#next(command.signal);
       if (found === expected) stored = this.#store(command);
     } finally {
       this.#isDeciding = false;
@@ -498,11 +500,17 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   async #source(signal: AbortSignal | undefined): Promise<[Leg, LegLink]> {
     for (;;) {
       if (this.#failure !== undefined) throw this.#failure;
-      throwIfAborted(signal, 'the read');
       const source = this.#sourceNow();
       if (source !== undefined) return source;
-      await this.#changed.promise;
+      await this.#next(signal);
     }
+  }
+
+  /** Resolves when something has happened; rejects if that was the end, or the signal. */
+  async #next(signal: AbortSignal | undefined): Promise<void> {
+    if (signal === undefined) await this.#changed.promise;
+    else await cancellable(this.#changed.promise, signal);
+    if (this.#failure !== undefined) throw this.#failure;
   }
 
   #sourceNow(): [Leg, LegLink] | undefined {
@@ -749,10 +757,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     const result = await this.#options.arbiter.compareAndSwap(text, text, signal);
     if (this.#failure !== undefined) throw this.#failure;
     if (result.swapped) return true;
-    while (this.#machine.isSwapping) {
-      await this.#changed.promise;
-      throwIfAborted(signal, 'the read');
-    }
+    while (this.#machine.isSwapping) await this.#next(signal);
     if (this.#machine.standing === standing) this.#step({ kind: 'swap-lost', current: parseRegister(result.current) });
     if (this.#failure !== undefined) throw this.#failure;
     return false;
@@ -946,7 +951,7 @@ function cancellable(promise: Promise<void>, signal: AbortSignal): Promise<void>
   return new Promise((resolve, reject) => {
     const over = (): void => signal.removeEventListener('abort', abort);
     const abort = (): void =>
-      reject(new HoldfastError('ERR_HOLDFAST_ABORTED', 'the wait for a store was cancelled', { cause: signal.reason }));
+      reject(new HoldfastError('ERR_HOLDFAST_ABORTED', 'a command was cancelled', { cause: signal.reason }));
     signal.addEventListener('abort', abort, { once: true });
     if (signal.aborted) abort();
     promise.finally(over).then(resolve, reject);

@@ -4,6 +4,7 @@ import { describe, expect, test } from 'vitest';
 import { HoldfastError, throwIfAborted } from '../../lib/base/errors.ts';
 import type { MirroredAccess, MirrorLegs } from '../../lib/checkpoint/mirrored-access.ts';
 import type { CommandOptions, RegionAccess, WriteOptions } from '../../lib/checkpoint/one-sided.ts';
+import type { Arbiter } from '../../lib/peer/arbiter.ts';
 import { legsOf } from '../../lib/testing/simulated-region-units.ts';
 import { codeOf, REGION_BYTES, Stage } from './mirror-stage.ts';
 
@@ -15,6 +16,31 @@ async function rejection(promise: Promise<unknown>): Promise<string> {
     () => 'no error',
     (error: unknown) => codeOf(error),
   );
+}
+
+/** An access of which something is different. */
+function otherwise(access: RegionAccess, methods: Partial<RegionAccess>): RegionAccess {
+  const { unit, range, epoch } = access;
+  return {
+    unit,
+    range,
+    epoch,
+    open: true,
+    read: (...call) => access.read(...call),
+    write: (...call) => access.write(...call),
+    persist: (...call) => access.persist(...call),
+    compareAndSwap: (...call) => access.compareAndSwap(...call),
+    watch: (...call) => access.watch(...call),
+    ...methods,
+  };
+}
+
+function held(): { readonly promise: Promise<void>; readonly go: () => void } {
+  let go!: () => void;
+  const promise = new Promise<void>((resolve) => {
+    go = resolve;
+  });
+  return { promise, go };
 }
 
 describe('transcripts', () => {
@@ -432,23 +458,69 @@ describe('a unit hangs and keeps its sessions', () => {
   });
 });
 
-describe("the bytes of a write are the caller's again when it ends", () => {
-  function otherwise(access: RegionAccess, methods: Partial<RegionAccess>): RegionAccess {
-    const { unit, range, epoch } = access;
-    return {
-      unit,
-      range,
-      epoch,
-      open: true,
-      read: (...call) => access.read(...call),
-      write: (...call) => access.write(...call),
-      persist: (...call) => access.persist(...call),
-      compareAndSwap: (...call) => access.compareAndSwap(...call),
-      watch: (...call) => access.watch(...call),
-      ...methods,
-    };
-  }
+test('a compare and swap came between: a leg that began to join since its read ended the region', async () => {
+  const stage = new Stage();
+  const client = stage.client('w');
+  const legs = legsOf([stage.a, stage.b], client);
+  let isHeld = false;
+  const [persisted, read] = [held(), held()];
+  const open: MirrorLegs['open'] = async (leg, purpose, signal) => {
+    const access = await legs.open(leg, purpose, signal);
+    return otherwise(access, {
+      read: async (address, target, options) => {
+        if (isHeld && target.length === 8) await read.promise;
+        await access.read(address, target, options);
+      },
+      persist: async (...call) => {
+        if (isHeld) await persisted.promise;
+        await access.persist(...call);
+      },
+    });
+  };
+  const access = await stage.open(client, { legs: { ...legs, open } });
+  stage.b.crash();
+  await stage.until(access.write(0, [new Uint8Array(8)], { persist: true }));
+  isHeld = true;
+  stage.b.start();
+  const limitMs = stage.scheduler.nowMs + 5000;
+  const isCopied = (): boolean => access.status.legs[1].state === 'rebuilding' && access.status.rebuild === undefined;
+  await stage.scheduler.run(() => isCopied() || stage.scheduler.nowMs > limitMs);
+  client.isCutFromRegister = true;
+  const swapped = access.compareAndSwap(0, 0n, 1n, { persist: true });
+  persisted.go();
+  await stage.pass(500);
+  read.go();
+  await stage.pass(500);
+  client.isCutFromRegister = false;
+  expect(await stage.until(swapped)).toBe(0n);
+  await stage.inSync(access);
+  expect([stage.peek(stage.a, 0), stage.peek(stage.b, 0)]).toEqual([1, 1]);
+});
 
+test('a confirmed read waited for a change of the register, and never ended when the region was closed', async () => {
+  const stage = new Stage();
+  const client = stage.client('w');
+  const inner = stage.register.arbiterOf(client);
+  let isLost = false;
+  const arbiter: Arbiter = {
+    compareAndSwap: async (expected, next, signal) => {
+      const result = await inner.compareAndSwap(expected, next, signal);
+      // The change has happened, and its answer never comes.
+      return isLost && expected !== next ? new Promise(() => {}) : result;
+    },
+  };
+  const access = await stage.open(client, { arbiter });
+  isLost = true;
+  stage.b.crash();
+  const write = rejection(access.write(0, [new Uint8Array(8)]));
+  await stage.pass(500);
+  const confirmed = rejection(access.readConfirmed(64, new Uint8Array(8)));
+  await stage.pass(500);
+  await access.close();
+  expect(await stage.until(Promise.all([write, confirmed]))).toEqual(['ERR_HOLDFAST_CLOSED', 'ERR_HOLDFAST_CLOSED']);
+});
+
+describe("the bytes of a write are the caller's again when it ends", () => {
   /** As over a session that is out of credit: commands are sent a while after the call, their bytes as they are then. */
   function sendLate(access: RegionAccess, delay: Promise<void>): RegionAccess {
     const sent = async (signal: AbortSignal | undefined): Promise<void> => {
@@ -483,10 +555,8 @@ describe("the bytes of a write are the caller's again when it ends", () => {
     const { stage, access, late } = await withLateUnit();
     stage.b.crash();
     await stage.until(access.write(0, [new Uint8Array(8)]));
-    let go!: () => void;
-    late.delay = new Promise((resolve) => {
-      go = resolve;
-    });
+    const { promise, go } = held();
+    late.delay = promise;
     stage.b.start();
     const limitMs = stage.scheduler.nowMs + 5000;
     await stage.scheduler.run(() => access.status.rebuild !== undefined || stage.scheduler.nowMs > limitMs);
@@ -504,10 +574,7 @@ describe("the bytes of a write are the caller's again when it ends", () => {
     const client = stage.client('next');
     const legs = legsOf([stage.a, stage.b], client);
     let isOpen = false;
-    let go!: () => void;
-    const gone = new Promise<void>((resolve) => {
-      go = resolve;
-    });
+    const { promise: gone, go } = held();
     // What is in the socket is not withdrawn.
     const write = async (): Promise<void> => {
       await gone;
