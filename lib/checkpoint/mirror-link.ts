@@ -9,6 +9,7 @@
  *   for it meanwhile is seen before the next.
  * - Once given up, what has not been sent is not sent any more, and no answer is written into a reader's bytes.
  */
+import { setMaxListeners } from 'node:events';
 import type { HoldfastError } from '../base/errors.ts';
 import type { RegionAccess } from './one-sided.ts';
 
@@ -38,6 +39,8 @@ export class LegLink {
   constructor(access: RegionAccess, onBusy: () => void) {
     this.access = access;
     this.#onBusy = onBusy;
+    // One for each command under way: how many there are, the gate bounds.
+    setMaxListeners(0, this.#end.signal);
   }
 
   /** Why it has been given up. */

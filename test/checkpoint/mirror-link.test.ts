@@ -105,3 +105,14 @@ test('given up: commands under way are withdrawn, with the reason, and no more a
   expect(bench.ends.length).toBe(2);
   expect(bench.link.isBusy).toBe(false);
 });
+
+test('with many commands under way Node.js warned of a leak of listeners', async () => {
+  const warnings: string[] = [];
+  const onWarning = ({ name }: Error): void => void warnings.push(name);
+  process.on('warning', onWarning);
+  const bench = new Bench();
+  for (let count = 0; count < 64; count++) void bench.start();
+  await new Promise(setImmediate);
+  process.off('warning', onWarning);
+  expect(warnings).toEqual([]);
+});
