@@ -23,6 +23,7 @@ export const PLANTED_BUGS = [
 export const PLANTED_REGION_BUGS = [
   'acknowledged-before-swap',
   'stale-leg-admitted',
+  'store-into-chunk',
   'take-over-without-compare',
   'mirror-read-not-persisted',
 ] as const;

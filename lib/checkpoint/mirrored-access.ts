@@ -4,8 +4,6 @@
  *
  * Invariants:
  * - Each leg gets the same stores in the same order, that of the calls, with the same bytes.
- * - While a chunk is copied to a leg that is rebuilt, no store into it is sent: what was sent before is overwritten with
- *   itself, as the source's session executes the read after it.
  * - A read ends when the stores that it may have seen are acknowledged: what it gives cannot be lost any more.
  * - A command that failed on a leg takes the leg out; nothing is sent to it any more by that key. So does one that the leg
  *   does not answer, if the other leg answers what it is asked: while both hang, all wait.
@@ -19,7 +17,8 @@ import { assert, HoldfastError, isHoldfastError, throwIfAborted } from '../base/
 import type { Arbiter } from '../peer/arbiter.ts';
 import { ChangeNumbers } from './change-numbers.ts';
 import { CommandGate } from './command-gate.ts';
-import { type LegCommand, LegLink, TICKS } from './mirror-link.ts';
+import { LegCopy, overlaps } from './mirror-copy.ts';
+import { LegLink, TICKS } from './mirror-link.ts';
 import {
   formatStanding,
   hasLeg,
@@ -39,6 +38,7 @@ const RETRY_FIRST_MS = 50;
 const RETRY_MS = 2000;
 const LATE_RETRIES_MOST = 16;
 const CHUNK_BYTES = 256 * 1024;
+const CHUNKS_AHEAD = 4;
 const PERSIST_BYTES = 16 * 1024 * 1024;
 const MAX_IN_FLIGHT = 64;
 const MAX_WAITING = 1024;
@@ -103,8 +103,10 @@ export interface MirroredAccessOptions {
   readonly commandMs?: number;
   /** A leg that is out is asked for again after this. Default 2 s. */
   readonly retryMs?: number;
-  /** Copied at a time; stores into it wait. Default 256 KiB. */
+  /** Read at a time for the other leg; stores into it wait meanwhile. Default 256 KiB. */
   readonly chunkBytes?: number;
+  /** How many of them at a time. Default 4. */
+  readonly chunksAhead?: number;
   /** Commands under way. The units must allow as many. Default 64. */
   readonly maxInFlight?: number;
   /** Commands that wait for them. Default 1024. */
@@ -148,17 +150,6 @@ interface Store {
   readonly unchecked: [Leg, LegLink][];
 }
 
-/** A leg is made like the other one. */
-interface LegCopy {
-  readonly from: Leg;
-  readonly to: Leg;
-  readonly source: LegLink;
-  readonly target: LegLink;
-  readonly bytes: Uint8Array;
-  /** What the target has: it is stored only where it differs. Undefined: it is always stored. */
-  readonly old: Uint8Array | undefined;
-}
-
 export class MirroredAccess implements RegionAccess, AsyncDisposable {
   readonly #options: MirroredAccessOptions;
   readonly #clock: Clock;
@@ -178,8 +169,6 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   #registerProblem: HoldfastError | undefined;
   #rebuild: RebuildProgress | undefined;
   #copying: LegCopy | undefined;
-  /** What is being copied: no store may go there. */
-  #chunk: AddressRange | undefined;
   /** A command that reads before it stores is between the two. */
   #isDeciding = false;
   /** The next tick; none while nothing is under way. */
@@ -474,13 +463,15 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   }
 
   #storesWithin(address: number, lengthBytes: number): Store[] {
-    const within = ({ command }: Store): boolean => overlaps(command, { base: address, lengthBytes });
-    return [...this.#stores.values()].filter((store) => !store.isOver && within(store));
+    const range = { base: address, lengthBytes };
+    const isWithin = ({ command }: Store): boolean =>
+      overlaps({ base: command.address, lengthBytes: command.lengthBytes }, range);
+    return [...this.#stores.values()].filter((store) => !store.isOver && isWithin(store));
   }
 
   #mayStore(address: number, lengthBytes: number): boolean {
-    const isCopied = this.#chunk !== undefined && overlaps({ address, lengthBytes }, this.#chunk);
-    return !this.#isDeciding && !isCopied && !this.#machine.holdsStores;
+    const isRead = this.#copying?.holds(address, lengthBytes) === true;
+    return !this.#isDeciding && !isRead && !this.#machine.holdsStores;
   }
 
   #checkRange(address: number, lengthBytes: number): void {
@@ -631,55 +622,35 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   // Filling a leg
 
   async #copy(from: Leg, to: Leg, compare: boolean): Promise<void> {
-    const { base, lengthBytes } = this.range;
-    const unit = this.#options.legs.units[to];
-    const chunkBytes = Math.min(this.#options.chunkBytes ?? CHUNK_BYTES, lengthBytes);
-    const copy: LegCopy = {
-      from,
-      to,
-      source: this.#links[from]!,
-      target: this.#links[to]!,
-      bytes: new Uint8Array(chunkBytes),
-      old: compare ? new Uint8Array(chunkBytes) : undefined,
-    };
+    const { range } = this;
+    const { chunkBytes = CHUNK_BYTES, chunksAhead = CHUNKS_AHEAD } = this.#options;
+    const copy = new LegCopy({
+      from: { leg: from, link: this.#links[from]! },
+      to: { leg: to, link: this.#links[to]! },
+      range,
+      chunkBytes: Math.min(chunkBytes, range.lengthBytes),
+      chunksAhead,
+      compare,
+      obstacle: () => (this.#isDeciding ? this.#changed.promise : undefined),
+      onFree: () => this.#gate.pump(),
+      onProgress: () => this.#tellRebuild(to, copy),
+      onFailed: ({ leg, link }, error) => this.#legFailed(leg, link, error),
+    });
     this.#copying = copy;
-    for (let done = 0; done < lengthBytes; done += chunkBytes) {
-      while (this.#isDeciding) await this.#changed.promise;
-      if (this.#copying !== copy) return;
-      this.#rebuild = { unit, doneBytes: done, totalBytes: lengthBytes };
-      this.#tell();
-      this.#chunk = { base: base + done, lengthBytes: Math.min(chunkBytes, lengthBytes - done) };
-      await this.#copyChunk(copy, this.#chunk);
-      if (this.#copying !== copy) return;
-      this.#chunk = undefined;
-      this.#gate.pump();
-    }
+    this.#tellRebuild(to, copy);
+    if (!(await copy.run())) return;
     this.#stopCopy();
     this.#step({ kind: 'copied', leg: to });
   }
 
-  /** No longer the one that is under way if a leg has failed: it must not store any more then. */
-  async #copyChunk(copy: LegCopy, { base, lengthBytes }: AddressRange): Promise<void> {
-    const { from, to, source, target } = copy;
-    const bytes = copy.bytes.subarray(0, lengthBytes);
-    const old = copy.old?.subarray(0, lengthBytes);
-    const attempt = async (leg: Leg, link: LegLink, command: LegCommand<void>): Promise<void> => {
-      try {
-        await link.run(lengthBytes, command);
-      } catch (error) {
-        this.#legFailed(leg, link, error);
-      }
-    };
-    const reads = [attempt(from, source, (access, signal) => access.read(base, bytes, { signal }))];
-    if (old !== undefined) reads.push(attempt(to, target, (access, signal) => access.read(base, old, { signal })));
-    await Promise.all(reads);
-    if (this.#copying !== copy || (old !== undefined && Buffer.compare(bytes, old) === 0)) return;
-    await attempt(to, target, (access, signal) => access.write(base, [bytes], { signal }));
+  #tellRebuild(leg: Leg, { doneBytes }: LegCopy): void {
+    this.#rebuild = { unit: this.#options.legs.units[leg], doneBytes, totalBytes: this.range.lengthBytes };
+    this.#tell();
   }
 
   #stopCopy(): void {
+    this.#copying?.stop();
     this.#copying = undefined;
-    this.#chunk = undefined;
     this.#rebuild = undefined;
   }
 
@@ -960,11 +931,6 @@ function cancellable(promise: Promise<void>, signal: AbortSignal): Promise<void>
 
 function either(ends: AbortSignal, callers: AbortSignal | undefined): AbortSignal {
   return callers === undefined ? ends : AbortSignal.any([ends, callers]);
-}
-
-function overlaps(store: { address: number; lengthBytes: number }, range: AddressRange): boolean {
-  if (store.lengthBytes === 0 || range.lengthBytes === 0) return false;
-  return store.address < range.base + range.lengthBytes && range.base < store.address + store.lengthBytes;
 }
 
 /** A guard that does not hold is an answer; anything else that fails is a leg's failure. */

@@ -8,6 +8,7 @@ const SEEDS = 300;
 const FIRST_SEED: Readonly<Record<(typeof PLANTED_REGION_BUGS)[number], number>> = {
   'acknowledged-before-swap': 17,
   'stale-leg-admitted': 1,
+  'store-into-chunk': 1,
   'take-over-without-compare': 8,
   'mirror-read-not-persisted': 200,
 };
