@@ -67,7 +67,13 @@ async function serve(path) {
   file.bytes.fill(1);
   await file.persist();
   const unit = createMemoryUnit({
-    ...{ name: 'unit', memory: mappedMemory(file), clock: systemEnvironment.clock, node, recordsBytes },
+    ...{
+      name: 'unit',
+      memory: mappedMemory(file, systemEnvironment.clock),
+      clock: systemEnvironment.clock,
+      node,
+      recordsBytes,
+    },
     plane: { ...systemEnvironment, host: '127.0.0.1', region: file },
   });
   const extents = [{ startBytes: recordsBytes, lengthBytes: regionBytes }];
