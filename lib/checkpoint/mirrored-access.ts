@@ -45,6 +45,7 @@ const MAX_WAITING = 1024;
 const WORD_BYTES = 8;
 /** Without a store for so long, one that changes nothing shows whether both legs are there. */
 const IDLE_MS = 1000;
+const NOTHING: AddressRange = { base: 0, lengthBytes: 0 };
 
 /** The two units of a mirrored region, as its managers let this peer in. */
 export interface MirrorLegs {
@@ -128,6 +129,8 @@ interface StoreCommand {
   ) => Promise<void>;
   /** What a leg has to do for it. */
   readonly workBytes: number;
+  /** What it stores is durable when it ends. */
+  readonly isDurable: boolean;
   readonly signal: AbortSignal | undefined;
 }
 
@@ -173,6 +176,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   #isDeciding = false;
   /** The next tick; none while nothing is under way. */
   #timer: TimerHandle | undefined;
+  /** What the leg that is made durable has stored since that began, and may not be. */
+  #volatile: AddressRange | undefined;
   /** What has happened next: resolved with every step. */
   #changed = signalOnce();
   readonly #numbers = new ChangeNumbers();
@@ -286,7 +291,10 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     // A leg that is copied to may not have the word yet: what the other one answers holds for it too.
     const send: StoreCommand['send'] = (access, bytes, isChecked, ends) =>
       access.write(address, bytes, { persist, signal: ends, ...(isChecked && guard && { guard }) });
-    await this.#enterStore({ address, lengthBytes, chunks, send, workBytes: lengthBytes, signal });
+    await this.#enterStore({
+      ...{ address, lengthBytes, chunks, send, signal },
+      ...{ workBytes: lengthBytes, isDurable: persist },
+    });
   }
 
   async persist(address: number, lengthBytes: number, options: CommandOptions = {}): Promise<void> {
@@ -295,7 +303,10 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     const send: StoreCommand['send'] = (access, _bytes, _isChecked, signal) =>
       access.persist(address, lengthBytes, { signal });
     const { signal } = options;
-    await this.#enterStore({ address, lengthBytes: 0, chunks: [], send, workBytes: lengthBytes, signal });
+    await this.#enterStore({
+      ...{ address, lengthBytes: 0, chunks: [], send, signal },
+      ...{ workBytes: lengthBytes, isDurable: true },
+    });
   }
 
   /** There is one writer, this one: what is found on one leg is what is stored on both. */
@@ -312,7 +323,10 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     new DataView(word.buffer).setBigUint64(0, BigInt.asUintN(64, desired), true);
     const send: StoreCommand['send'] = (access, bytes, _isChecked, ends) =>
       access.write(address, bytes, { persist, signal: ends });
-    const store = { address, lengthBytes: WORD_BYTES, chunks: [word], send, workBytes: WORD_BYTES, signal };
+    const store = {
+      ...{ address, lengthBytes: WORD_BYTES, chunks: [word], send, signal },
+      ...{ workBytes: WORD_BYTES, isDurable: persist },
+    };
     const mayStart = () => this.#mayStore(address, WORD_BYTES);
     return this.#gate.enter(mayStart, () => this.#swapWord(store, expected), signal);
   }
@@ -414,6 +428,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     assert(link !== undefined, 'a leg that stores go to has a key');
     const { command, chunks } = store;
     const isChecked = this.#machine.legs[leg] !== 'copying';
+    if (this.#machine.legs[leg] === 'persisting' && !command.isDurable)
+      this.#volatile = hullOf(this.#volatile, command);
     store.underWay += 1;
     try {
       const sent = link.run(command.workBytes, (access, ends) => command.send(access, chunks, isChecked, ends));
@@ -606,7 +622,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
 
   #isFilled(leg: Leg): boolean {
     const state = this.#machine.legs[leg];
-    return state === 'copying' || state === 'persisting' || state === 'joining';
+    return state === 'copying' || state === 'persisting' || state === 'settling' || state === 'joining';
   }
 
   /** A leg that is lost is noticed by a store; readers that wait for it must not wait for the next one. */
@@ -654,8 +670,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     this.#rebuild = undefined;
   }
 
-  async #persistLeg(leg: Leg): Promise<void> {
-    const { base, lengthBytes } = this.range;
+  async #persistLeg(leg: Leg, { base, lengthBytes }: AddressRange): Promise<void> {
     const end = base + lengthBytes;
     const persistedTo = (from: number): number => Math.min(from + PERSIST_BYTES, end);
     const link = this.#links[leg]!;
@@ -763,7 +778,8 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
         void this.#copy(effect.from, effect.to, effect.compare);
         break;
       case 'persist':
-        void this.#persistLeg(effect.leg);
+        void this.#persistLeg(effect.leg, effect.what === 'all' ? this.range : (this.#volatile ?? NOTHING));
+        this.#volatile = undefined;
         break;
       case 'probe':
         void this.#probe(effect.leg);
@@ -927,6 +943,13 @@ function cancellable(promise: Promise<void>, signal: AbortSignal): Promise<void>
     if (signal.aborted) abort();
     promise.finally(over).then(resolve, reject);
   });
+}
+
+/** From the first to the last of both. */
+function hullOf(range: AddressRange | undefined, { address, lengthBytes }: StoreCommand): AddressRange {
+  if (range === undefined) return { base: address, lengthBytes };
+  const base = Math.min(range.base, address);
+  return { base, lengthBytes: Math.max(range.base + range.lengthBytes, address + lengthBytes) - base };
 }
 
 function either(ends: AbortSignal, callers: AbortSignal | undefined): AbortSignal {

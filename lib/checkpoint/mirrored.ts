@@ -39,10 +39,11 @@ const ATTEMPTS_MAX = 8;
 /**
  * `asked`: a key with the right to write is asked for; no other one works from its answer on. `ready`: it is there, and
  * nothing has been stored. `in`: has every acknowledged write. `broken`: as the register knows, it has; but it failed.
- * `copying`: gets all stores, and the rest from the other leg. `persisting`: has been given all. `joining`: all is
- * durable there, and it is about to be named. `out`: not named, does not answer.
+ * `copying`: gets all stores, and the rest from the other leg. `persisting`: has been given all. `settling`: so have been
+ * all stores since, and none is under way. `joining`: all is durable there, and it is about to be named. `out`: not
+ * named, does not answer.
  */
-export type LegState = 'out' | 'asked' | 'ready' | 'in' | 'broken' | 'copying' | 'persisting' | 'joining';
+export type LegState = 'out' | 'asked' | 'ready' | 'in' | 'broken' | 'copying' | 'persisting' | 'settling' | 'joining';
 
 export type MirrorPhase = 'new' | 'reading' | 'taking-over' | 'claiming' | 'equalising' | 'serving' | 'ended';
 
@@ -82,7 +83,8 @@ export type MirrorEffect =
     }
   /** Makes `to` like `from`. `compare`: they differ in little. */
   | { readonly kind: 'copy'; readonly from: Leg; readonly to: Leg; readonly compare: boolean }
-  | { readonly kind: 'persist'; readonly leg: Leg }
+  /** All of it; or what was stored since that began. */
+  | { readonly kind: 'persist'; readonly leg: Leg; readonly what: 'all' | 'rest' }
   /** Whether it still makes anything durable. */
   | { readonly kind: 'probe'; readonly leg: Leg }
   /** Tries until it has a key for rebuilding. */
@@ -152,7 +154,10 @@ export class MirrorWriter {
   /** A leg joins: no store may be given now. */
   get holdsStores(): boolean {
     return LEGS.some(
-      (leg) => this.#legs[leg] === 'joining' || (this.#legs[leg] === 'persisting' && this.#isPersisted[leg]),
+      (leg) =>
+        this.#legs[leg] === 'joining' ||
+        this.#legs[leg] === 'settling' ||
+        (this.#legs[leg] === 'persisting' && this.#isPersisted[leg]),
     );
   }
 
@@ -271,7 +276,7 @@ export class MirrorWriter {
   /** What the writer before had not made durable will be read now: it must not be lost later. */
   #settle(leg: Leg): void {
     this.#isPersisted[leg] = false;
-    this.#effects.push({ kind: 'persist', leg });
+    this.#effects.push({ kind: 'persist', leg, what: 'all' });
   }
 
   /** Stores are accepted once no leg is named that could differ, or lose what can be read. */
@@ -332,14 +337,24 @@ export class MirrorWriter {
 
   #persisted(leg: Leg): void {
     this.#isPersisted[leg] = true;
-    if (this.#legs[leg] === 'persisting') this.#joinIfComplete(leg);
+    if (this.#legs[leg] === 'persisting') this.#settleIfComplete(leg);
+    else if (this.#legs[leg] === 'settling') this.#join(leg);
     else if (this.#phase === 'equalising') this.#decide();
   }
 
   /** Once every store has ended on both legs. */
-  #joinIfComplete(leg: Leg): void {
+  #settleIfComplete(leg: Leg): void {
     if (this.#legs[leg] !== 'persisting' || !this.#isPersisted[leg]) return;
     for (const { missing } of this.#stores.values()) if (missing !== 0) return;
+    if (this.#phase !== 'serving') {
+      this.#join(leg);
+      return;
+    }
+    this.#legs[leg] = 'settling';
+    this.#effects.push({ kind: 'persist', leg, what: 'rest' });
+  }
+
+  #join(leg: Leg): void {
     this.#legs[leg] = 'joining';
     this.#decide();
   }
@@ -444,7 +459,7 @@ export class MirrorWriter {
     store.missing = withoutLeg(store.missing, leg);
     store.has = withLeg(store.has, leg);
     this.#acknowledgeOne(store);
-    for (const filled of LEGS) this.#joinIfComplete(filled);
+    for (const filled of LEGS) this.#settleIfComplete(filled);
   }
 
   #acknowledge(): void {
@@ -484,5 +499,5 @@ export class MirrorWriter {
 }
 
 function isBeingFilled(state: LegState): boolean {
-  return state === 'copying' || state === 'persisting' || state === 'joining';
+  return state === 'copying' || state === 'persisting' || state === 'settling' || state === 'joining';
 }

@@ -497,6 +497,41 @@ test('a compare and swap came between: a leg that began to join since its read e
   expect([stage.peek(stage.a, 0), stage.peek(stage.b, 0)]).toEqual([1, 1]);
 });
 
+test('what was stored while a leg was made durable was not, when it joined', async () => {
+  const stage = new Stage();
+  const client = stage.client('w');
+  const legs = legsOf([stage.a, stage.b], client);
+  const answered = held();
+  let isHeld = false;
+  const open: MirrorLegs['open'] = async (leg, purpose, signal) => {
+    const access = await legs.open(leg, purpose, signal);
+    const persist: RegionAccess['persist'] = async (...call) => {
+      await access.persist(...call);
+      if (isHeld) await answered.promise;
+    };
+    return otherwise(access, { persist });
+  };
+  const access = await stage.open(client, { legs: { ...legs, open } });
+  stage.b.crash();
+  await stage.until(access.write(0, [new Uint8Array(8)], { persist: true }));
+  isHeld = true;
+  stage.b.start();
+  const limitMs = stage.scheduler.nowMs + 5000;
+  const isCopied = (): boolean => access.status.legs[1].state === 'rebuilding' && access.status.rebuild === undefined;
+  await stage.scheduler.run(() => isCopied() || stage.scheduler.nowMs > limitMs);
+  await stage.pass(100);
+  for (const [address, value] of [
+    [2048, 1],
+    [1024, 2],
+  ] as const)
+    await stage.until(access.write(address, [new Uint8Array(64).fill(value)]));
+  answered.go();
+  await stage.inSync(access);
+  const durable = new Uint8Array(REGION_BYTES);
+  stage.b.memory.peekDurable(0, durable);
+  expect([durable[2048], durable[1024]]).toEqual([1, 2]);
+});
+
 test('a confirmed read waited for a change of the register, and never ended when the region was closed', async () => {
   const stage = new Stage();
   const client = stage.client('w');

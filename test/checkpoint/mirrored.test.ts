@@ -23,8 +23,9 @@ function short(standing: Standing | undefined): string {
 
 function words(effect: MirrorEffect): string {
   switch (effect.kind) {
-    case 'take-over':
     case 'persist':
+      return `persist ${effect.what === 'rest' ? 'the rest of ' : ''}${'ab'[effect.leg]}`;
+    case 'take-over':
     case 'probe':
     case 'reopen':
       return `${effect.kind} ${'ab'[effect.leg]}`;
@@ -84,7 +85,8 @@ const A_LEFT = [...B_FAILED, 'answers a'];
 const FILLING = [...ALONE, 'store 0', 'leg-opened b', 'store 1'];
 const FILLED = [...FILLING, 'copied b', 'store 2'];
 const ENDED = ['stored 1 a', 'stored 1 b', 'stored 2 a', 'stored 2 b'];
-const JOINING = [...ALONE, 'leg-opened b', 'copied b', 'persisted b'];
+const SETTLING = [...ALONE, 'leg-opened b', 'copied b', 'persisted b'];
+const JOINING = [...SETTLING, 'persisted b'];
 
 type Row = readonly [what: string, before: readonly string[], event: string, expected: readonly string[]];
 
@@ -213,12 +215,15 @@ describe('a leg that is filled', () => {
       ['acknowledge 1 on ab under 5 a'],
     ],
     [
-      'joins when they have',
+      'makes what they stored durable, when they have',
       [...FILLED, ...ENDED, 'persisted b'],
       'stored 0 a',
-      ['acknowledge 0 on a under 5 a', 'swap 5 a -> 5 ab (change 2)'],
+      ['acknowledge 0 on a under 5 a', 'persist the rest of b'],
     ],
-    ['joins at once if nothing is under way', JOINING.slice(0, -1), 'persisted b', ['swap 5 a -> 5 ab (change 2)']],
+    ['at once if nothing is under way', SETTLING.slice(0, -1), 'persisted b', ['persist the rest of b']],
+    ['then joins', SETTLING, 'persisted b', ['swap 5 a -> 5 ab (change 2)']],
+    ['is lost before that', SETTLING, 'leg-failed b', ['reopen b']],
+    ['its source is lost before that', SETTLING, 'leg-failed a', ['end: no-copy']],
     ['is named, and counts', [...JOINING, 'swapped', 'store 0'], 'stored 0 a', []],
     ['is lost', FILLED, 'leg-failed b', ['reopen b']],
     ['is lost while it is named', JOINING, 'leg-failed b', ['probe a']],
@@ -262,6 +267,7 @@ test('what the legs are meanwhile', () => {
   expect(run(A_LEFT).machine.legs).toEqual(['in', 'broken']);
   expect(run(FILLING).machine.legs).toEqual(['in', 'copying']);
   expect(run(FILLED).machine.legs).toEqual(['in', 'persisting']);
+  expect(run(SETTLING).machine.legs).toEqual(['in', 'settling']);
   expect(run(JOINING).machine.legs).toEqual(['in', 'joining']);
   expect(run([...JOINING, 'swapped']).machine.source).toBe(0);
 });
@@ -269,6 +275,7 @@ test('what the legs are meanwhile', () => {
 test('a reader saw a store on the source alone, and it was lost: none is given while a leg joins', () => {
   expect(run(FILLED).machine.holdsStores).toBe(false);
   expect(run([...FILLED, 'persisted b']).machine.holdsStores).toBe(true);
+  expect(run(SETTLING).machine.holdsStores).toBe(true);
   expect(run(JOINING).machine.holdsStores).toBe(true);
   expect(run([...JOINING, 'swapped']).machine.holdsStores).toBe(false);
   expect(run([...JOINING, 'leg-failed b']).machine.holdsStores).toBe(false);
@@ -291,6 +298,7 @@ test('a leg that hangs is spared where the other one can do without it', () => {
   // One that is filled is no copy.
   expect(spared(FILLING)).toBe('b');
   expect(spared(FILLED)).toBe('b');
+  expect(spared(SETTLING)).toBe('b');
   expect(spared(JOINING)).toBe('b');
   expect(spared([...JOINING, 'swapped'])).toBe('ab');
 });
