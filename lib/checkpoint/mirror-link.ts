@@ -53,25 +53,16 @@ export class LegLink {
   }
 
   /** A command that the leg answers as soon as it can. Rejects with `failure` if the leg is given up meanwhile. */
-  async run<Result>(lengthBytes: number, command: LegCommand<Result>): Promise<Result> {
+  run<Result>(lengthBytes: number, command: LegCommand<Result>): Promise<Result> {
     const underWay = { lengthBytes };
     this.#underWay.add(underWay);
     if (this.#underWay.size === 1) this.#onBusy();
-    try {
-      return await this.wait(command);
-    } finally {
-      this.#underWay.delete(underWay);
-    }
+    return this.#give(command, () => this.#underWay.delete(underWay));
   }
 
   /** A command that may take any time. */
-  async wait<Result>(command: LegCommand<Result>): Promise<Result> {
-    if (this.#failure !== undefined) throw this.#failure;
-    try {
-      return await command(this.access, this.#end.signal);
-    } catch (error) {
-      throw this.#failure ?? error;
-    }
+  wait<Result>(command: LegCommand<Result>): Promise<Result> {
+    return this.#give(command, () => {});
   }
 
   /** Some time has passed. True if the oldest command has been without an answer for too long. */
@@ -88,5 +79,19 @@ export class LegLink {
     if (this.#failure !== undefined) return;
     this.#failure = failure;
     this.#end.abort(failure);
+  }
+  /** One promise for each command and no more: there are many. */
+  #give<Result>(command: LegCommand<Result>, over: () => void): Promise<Result> {
+    const given = this.#failure === undefined ? command(this.access, this.#end.signal) : Promise.reject(this.#failure);
+    return given.then(
+      (result) => {
+        over();
+        return result;
+      },
+      (error: unknown) => {
+        over();
+        throw this.#failure ?? error;
+      },
+    );
   }
 }
