@@ -44,6 +44,7 @@ export class MirroredSite {
   readonly regions: readonly MirroredRegion[];
   readonly units = new Map<string, MemoryUnit>();
   readonly #memories = UNITS.map(newMemory);
+  readonly #hangs = new Map<Leg, Promise<void>>();
   readonly #votes = new Map<string, Kept>();
   readonly #connections = new Map<string, MirroredMemoryConnection>();
 
@@ -72,6 +73,11 @@ export class MirroredSite {
     const node = this.#newNode(name);
     const { environment, process } = this.cluster.node(name);
     const memory = this.#memories[leg]!.open((answer) => process.run(answer));
+    const persist = memory.persist.bind(memory);
+    memory.persist = async (offset, length) => {
+      await this.#hangs.get(leg);
+      await persist(offset, length);
+    };
     const unit = createMemoryUnit({ name, node, memory, clock: environment.clock });
     this.units.set(name, unit);
     if (isNew) await this.until(MemoryManager.format(unit, { blank: true }));
@@ -108,6 +114,19 @@ export class MirroredSite {
   kill(leg: Leg): void {
     this.cluster.node(UNITS[leg]).kill();
     this.#memories[leg]!.crash();
+  }
+
+  /** Nothing becomes durable there any more, and nothing fails, until the returned function is called. */
+  hang(leg: Leg): () => void {
+    let goOn!: () => void;
+    const over = new Promise<void>((resolve) => {
+      goOn = resolve;
+    });
+    this.#hangs.set(leg, over);
+    return () => {
+      this.#hangs.delete(leg);
+      goOn();
+    };
   }
 
   /** As `kill`; and all that the unit has had is lost. */

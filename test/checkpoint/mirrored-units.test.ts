@@ -43,6 +43,40 @@ describe('over sessions', () => {
       expect(await firstByte(site, access, 4096 * index)).toBe(value);
   });
 
+  test('one unit hangs and keeps its sessions: it is left out, and is the copy when it was rebuilt', async () => {
+    const site = await new Site().start();
+    const access = await site.open('w1');
+    await site.until(access.write(0, filled(1), { persist: true }));
+    const goOn = site.hang(1);
+    await site.until(access.write(0, filled(2), { persist: true }));
+    expect(parseStanding(await site.stands())).toMatchObject({ inSync: 1, writer: 'w1' });
+    expect(site.connection('w1').node.session('unit-b')?.open).toBe(true);
+    expect(access.status.legs[1].problem?.code).toBe('ERR_HOLDFAST_TIMEOUT');
+    expect(await firstByte(site, access, 0)).toBe(2);
+    goOn();
+    await site.inSync(access);
+    site.kill(0);
+    await site.until(access.write(4096, filled(3), { persist: true }));
+    for (const [index, value] of [2, 3].entries()) expect(await firstByte(site, access, 4096 * index)).toBe(value);
+  });
+
+  test('another writer takes over while a unit hangs: it goes on with the other one, and the first one is fenced', async () => {
+    const site = await new Site().start();
+    const first = await site.open('w1');
+    await site.until(first.write(0, filled(1), { persist: true }));
+    const goOn = site.hang(1);
+    const late = rejection(first.write(0, filled(9), { persist: true }));
+    const second = await site.open('w2');
+    expect(parseStanding(await site.stands())).toMatchObject({ inSync: 1, writer: 'w2' });
+    expect(await site.until(late)).toBe('ERR_HOLDFAST_FENCED');
+    await site.until(second.write(0, filled(2), { persist: true }));
+    goOn();
+    await site.inSync(second);
+    site.kill(0);
+    await site.until(second.write(4096, filled(3), { persist: true }));
+    expect(await firstByte(site, second, 0)).toBe(2);
+  });
+
   test('another writer takes over: the first one is fenced, and the state goes on', async () => {
     const site = await new Site().start();
     const first = await site.open('w1');
