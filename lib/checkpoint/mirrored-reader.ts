@@ -12,6 +12,7 @@
  * - A leg that is lost is opened again, in the background, as long as the register names it. Reads wait for that only a
  *   moment if there is another one.
  */
+import { setMaxListeners } from 'node:events';
 import type { Clock } from '../base/clock.ts';
 import { HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
 import { isPlanted } from '../base/planted-bug.ts';
@@ -102,6 +103,8 @@ export class MirroredReader implements RegionAccess, AsyncDisposable {
 
   private constructor(options: MirroredReaderOptions) {
     this.#options = options;
+    // As many as read at a time; each takes its listener away again.
+    setMaxListeners(0, this.#closed.signal);
   }
 
   /** Names of both. */

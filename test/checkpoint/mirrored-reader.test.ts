@@ -265,6 +265,20 @@ test('a read is not confirmed by what another one has learnt from the register m
   expect(bytes[0]).toBe(2);
 });
 
+test('many reads at a time are no reason to warn of listeners', async () => {
+  const site = new Bytes();
+  site.holds[0] = 2;
+  const reader = await site.open();
+  const warnings: Error[] = [];
+  const warned = (warning: Error) => void warnings.push(warning);
+  process.on('warning', warned);
+  const reads = Array.from({ length: 50 }, () => reader.read(0, new Uint8Array(8)));
+  await site.until(Promise.all(reads));
+  await settle();
+  process.off('warning', warned);
+  expect(warnings).toEqual([]);
+});
+
 test('a unit that hangs is left aside by reads, and not waited for by a glance', async () => {
   const site = new Bytes();
   site.holds[0] = 2;
