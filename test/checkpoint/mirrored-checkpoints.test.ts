@@ -7,6 +7,7 @@ import { createCursorIfBlank } from '../../lib/checkpoint/cursors.ts';
 import { cursorAddress, PAGE_BYTES } from '../../lib/checkpoint/layout.ts';
 import { openMirroredBackup, openMirroredPrimary } from '../../lib/checkpoint/mirrored-checkpoints.ts';
 import { formatCheckpointRegion, readRegionRecord } from '../../lib/checkpoint/region-record.ts';
+import { SimulatedRandom } from '../../lib/testing/simulated-random.ts';
 import { StoreRecorder } from '../../lib/testing/store-orders.ts';
 import { stamped, stampOf } from './checkpoint-helpers.ts';
 import { codeOf } from './mirror-stage.ts';
@@ -44,11 +45,17 @@ class CheckpointSite extends MirroredSite {
     return this.until(CheckpointReader.open(access, { name: `backup-${cursor}`, cursor }));
   }
 
-  /** Those that are acknowledged within a while. */
+  give(writer: CheckpointWriter, count: number): Promise<number>[] {
+    const given = Array.from({ length: count }, () => writer.append(stamped(this.next++, RECORD_BYTES)));
+    for (const each of given) each.catch(() => {});
+    return given;
+  }
+
+  /** How many are acknowledged within a while. */
   async append(writer: CheckpointWriter, count: number): Promise<number> {
     let acknowledged = 0;
-    for (let each = 0; each < count; each += 1)
-      writer.append(stamped(this.next++, RECORD_BYTES)).then(
+    for (const each of this.give(writer, count))
+      each.then(
         () => {
           acknowledged += 1;
         },
@@ -92,6 +99,39 @@ test('a backup clears what it has applied, round the ring, while either unit is 
   for (let rounds = 0; rounds < 3; rounds += 1) await round();
   expect(applied).toEqual(numbers(1, 180));
 });
+
+test.each([1, 2, 3, 4])(
+  'units come and go, and so does the backup: each checkpoint is applied once, seed %i',
+  async (seed) => {
+    const site = await new CheckpointSite().start();
+    const random = new SimulatedRandom(seed, 'rounds');
+    const { writer } = await site.primary();
+    let reader = await site.backup();
+    const applied: number[] = [];
+    for (let round = 0; round < 8; round += 1) {
+      const leg = random.chance(0.5) ? 0 : 1;
+      site.give(writer, 20);
+      await site.pass(random.between(0, 30));
+      if (random.chance(0.5)) site.kill(leg);
+      else site.cutPower(leg);
+      await site.pass(random.between(100, 3000));
+      if (random.chance(0.4)) {
+        site.cluster.node('w2').kill();
+        await site.startClient('w2');
+        reader = await site.backup();
+      }
+      applied.push(...(await apply(site, reader)));
+      await site.startUnit(leg);
+      // Both regions have noticed, and have both units again, before the next one is lost.
+      await site.pass(10_000);
+      for (const region of [STATE, CURSORS[0]!])
+        while (!(await site.stands('w1', region)).includes(' ab ')) await site.pass(200);
+    }
+    await site.pass(5000);
+    applied.push(...(await apply(site, reader)));
+    expect(applied).toEqual(numbers(1, 160));
+  },
+);
 
 test('what one backup has not cleared is kept for it, until it is retired; one that was never there keeps nothing', async () => {
   const site = await new CheckpointSite().start();

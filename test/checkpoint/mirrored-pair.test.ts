@@ -2,6 +2,7 @@
 import { expect, test } from 'vitest';
 import { mirroredPairMemory } from '../../lib/checkpoint/mirrored-pair-memory.ts';
 import { type PairRole, type ProcessPair, runProcessPair } from '../../lib/checkpoint/process-pair.ts';
+import { SimulatedRandom } from '../../lib/testing/simulated-random.ts';
 import { codeOf } from './mirror-stage.ts';
 import { type ClientName, MirroredSite, STATE } from './mirrored-site.ts';
 
@@ -149,6 +150,56 @@ test('the primary hands over, with one unit, and is handed back to', async () =>
   await pair.site.pass(100);
   expect(await pair.primary()).toBe(first);
   expect(await pair.state()).toEqual([1, 2, 3]);
+});
+
+test.each([1, 2, 3])('units and processes come and go: what was answered is there, once, seed %i', async (seed) => {
+  const pair = await new PairSite().start();
+  const { site } = pair;
+  const random = new SimulatedRandom(seed, 'rounds');
+  const answered = new Set<number>();
+  const asked = new Set<number>();
+  let next = 0;
+  const ask = (name: ClientName): void => {
+    const value = ++next;
+    pair.pairs
+      .get(name)!
+      .update(value)
+      .then(
+        () => void answered.add(value),
+        (error: unknown) => {
+          if (codeOf(error) !== 'ERR_HOLDFAST_OUTCOME_UNKNOWN') asked.delete(value);
+        },
+      );
+    asked.add(value);
+  };
+  for (let round = 0; round < 10; round += 1) {
+    const primary = await pair.primary();
+    for (let each = 0; each < 20; each += 1) ask(primary);
+    await site.pass(random.between(0, 20));
+    const leg = random.chance(0.5) ? 0 : 1;
+    const name = random.chance(0.5) ? 'w1' : 'w2';
+    const draw = random.below(4);
+    if (draw === 0) site.kill(leg);
+    else if (draw === 1) site.cutPower(leg);
+    else if (draw === 2) site.cluster.node(name).kill();
+    else site.cluster.node(name).pause();
+    for (let each = 0; each < 20; each += 1) ask(await pair.primary());
+    await site.pass(random.between(10, 4000));
+    if (draw < 2) await site.startUnit(leg);
+    else if (draw === 2) {
+      await site.startClient(name);
+      pair.run(name);
+    } else site.cluster.node(name).resume();
+    // Once all have noticed what was lost, and have both units again.
+    await site.pass(10_000);
+    await pair.names('ab');
+  }
+  await site.pass(5000);
+  const state = await pair.state();
+  expect(new Set(state).size).toBe(state.length);
+  expect([...answered].filter((value) => !state.includes(value))).toEqual([]);
+  expect(state.filter((value) => !asked.has(value))).toEqual([]);
+  expect(answered.size).toBeGreaterThan(100);
 });
 
 /** The backup's process ends, and another one of its name takes over; it stands still while it makes the legs alike. */
