@@ -10,6 +10,7 @@
  * - Once a leg has failed nothing more is stored.
  */
 
+import { assert } from '../base/errors.ts';
 import { isPlanted } from '../base/planted-bug.ts';
 import type { LegCommand, LegLink } from './mirror-link.ts';
 import type { Leg } from './mirror-standing.ts';
@@ -25,6 +26,7 @@ export interface LegCopyOptions {
   readonly from: CopyEnd;
   readonly to: CopyEnd;
   readonly range: AddressRange;
+  /** Both at least 1, and whole. */
   readonly chunkBytes: number;
   readonly chunksAhead: number;
   /** The target is read first, and stored only where it differs. */
@@ -58,6 +60,7 @@ export class LegCopy {
     const { range, chunkBytes, chunksAhead } = this.#options;
     const lanes = Math.min(chunksAhead, Math.ceil(range.lengthBytes / chunkBytes));
     await Promise.all(Array.from({ length: lanes }, () => this.#lane()));
+    assert(this.#isStopped || this.#doneBytes === range.lengthBytes, 'a leg is given all of the other one');
     return !this.#isStopped;
   }
 

@@ -190,9 +190,11 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
    *
    * @throws HoldfastError ERR_HOLDFAST_NO_UP_TO_DATE_COPY: no leg that is in sync can be reached (the first time: not
    *   both). ERR_HOLDFAST_NO_MAJORITY: nobody can be asked which ones are. ERR_HOLDFAST_BUSY: others take over again and
-   *   again. ERR_HOLDFAST_SETTINGS_DIFFER: the legs have not the same size. ERR_HOLDFAST_ABORTED.
+   *   again. ERR_HOLDFAST_SETTINGS_DIFFER: the legs have not the same size. ERR_HOLDFAST_ABORTED,
+   *   ERR_HOLDFAST_BAD_ARGUMENT.
    */
   static async open(options: MirroredAccessOptions): Promise<MirroredAccess> {
+    checkOptions(options);
     throwIfAborted(options.signal, 'opening the mirrored region');
     const access = new MirroredAccess(options);
     const abort = (): void =>
@@ -540,6 +542,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     const problem = asProblem(error);
     this.#links[leg] = undefined;
     this.#problems[leg] = problem;
+    if (this.#machine.legs[leg] === 'in') this.#lateFills[leg] = 0;
     this.#stopCopy();
     this.#step({ kind: 'leg-failed', leg });
     link.giveUp(problem);
@@ -560,7 +563,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     const [leg, other] = LEGS.filter((each) => this.#links[each]?.tick());
     if (leg === undefined || other !== undefined || !this.#machine.canSpare(leg)) return;
     const link = this.#links[leg]!;
-    this.#lateFills[leg] = this.#isFilled(leg) ? this.#lateFills[leg] + 1 : 0;
+    if (this.#isFilled(leg)) this.#lateFills[leg] += 1;
     const message = `${link.access.unit} has left a command without an answer for ${this.#options.commandMs ?? COMMAND_MS} ms`;
     this.#legFailed(leg, link, new HoldfastError('ERR_HOLDFAST_TIMEOUT', message));
   }
@@ -960,6 +963,15 @@ function either(ends: AbortSignal, callers: AbortSignal | undefined): AbortSigna
 function guardOutcome(error: unknown): HoldfastError {
   if (isHoldfastError(error, 'ERR_HOLDFAST_FENCED')) return error;
   throw error;
+}
+
+function checkOptions({ chunkBytes = 1, chunksAhead = 1, commandMs = 1 }: MirroredAccessOptions): void {
+  const isCount = (value: number): boolean => Number.isSafeInteger(value) && value > 0;
+  if (isCount(chunkBytes) && isCount(chunksAhead) && commandMs > 0) return;
+  throw new HoldfastError(
+    'ERR_HOLDFAST_BAD_ARGUMENT',
+    `${chunksAhead} chunks of ${chunkBytes} bytes at a time, and ${commandMs} ms for a command, cannot be; give each above 0`,
+  );
 }
 
 function checkWord(address: number): void {

@@ -418,6 +418,38 @@ describe('a unit hangs and keeps its sessions', () => {
     expect([stage.peek(stage.b, 0), stage.peek(stage.b, 2048)]).toEqual([2, 3]);
   });
 
+  test('again and again while it is filled: it is asked for less and less often, until it has joined', async () => {
+    const stage = new Stage();
+    const client = stage.client('w');
+    const legs = legsOf([stage.a, stage.b], client);
+    const openedMs: number[] = [];
+    let doesHang = false;
+    const open: MirrorLegs['open'] = async (leg, purpose, signal) => {
+      const access = await legs.open(leg, purpose, signal);
+      if (purpose === 'rebuild') openedMs.push(stage.scheduler.nowMs);
+      const write: RegionAccess['write'] = (_address, _chunks, options) =>
+        new Promise((_resolve, reject) => options?.signal?.addEventListener('abort', reject));
+      return leg === 1 && doesHang ? otherwise(access, { write }) : access;
+    };
+    const access = await stage.open(client, { legs: { ...legs, open }, commandMs: 100, retryMs: 500 });
+    stage.b.crash();
+    await stage.until(access.write(0, bytes(2)));
+    doesHang = true;
+    stage.b.start();
+    await stage.pass(10_000);
+    const pauses = openedMs.slice(1).map((atMs, index) => atMs - openedMs[index]!);
+    expect(pauses.length).toBe(3);
+    for (const [index, pauseMs] of pauses.entries()) expect(pauseMs).toBeGreaterThan(500 * 2 ** (index + 1));
+    doesHang = false;
+    await stage.inSync(access);
+    stage.b.crash();
+    await stage.until(access.write(0, bytes(3)));
+    stage.b.start();
+    const startMs = stage.scheduler.nowMs;
+    await stage.inSync(access);
+    expect(stage.scheduler.nowMs - startMs).toBeLessThan(1000);
+  });
+
   test('the one that the other one is filled from: it is waited for', async () => {
     const { stage, access } = await hanging();
     stage.b.crash();
@@ -694,6 +726,20 @@ describe('opening', () => {
     const next = await stage.open(client, { legs, legMs: 300 });
     expect(next.status.legs[1].problem?.code).toBe('ERR_HOLDFAST_TIMEOUT');
     expect(stage.register.value).toMatch(/^HFM1 2 a /);
+  });
+
+  test('no chunks at a time, of no bytes, or no time for a command are refused', async () => {
+    const stage = new Stage();
+    const wrong = [
+      { chunksAhead: 0 },
+      { chunksAhead: Number.NaN },
+      { chunkBytes: 0 },
+      { chunkBytes: 0.5 },
+      { commandMs: 0 },
+    ];
+    for (const options of wrong)
+      expect(await rejection(stage.open(stage.client('w'), options))).toBe('ERR_HOLDFAST_BAD_ARGUMENT');
+    expect(stage.register.value).toBe('');
   });
 
   test('it is cancelled', async () => {
