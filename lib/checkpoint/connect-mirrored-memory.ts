@@ -12,9 +12,10 @@ import { MemoryClient } from './manager-client.ts';
 import { openAccess } from './memory-session.ts';
 import { RemoteArbiter } from './mirror-decider.ts';
 import { managedLegs } from './mirror-legs.ts';
-import { MirroredAccess, type MirroredAccessOptions, type MirrorLegs } from './mirrored-access.ts';
+import { MirroredAccess, type MirroredAccessOptions, type MirrorLegs, type MirrorStatus } from './mirrored-access.ts';
 import { MirroredReader, type MirroredReaderOptions } from './mirrored-reader.ts';
 import { planeTransport } from './plane-transport.ts';
+import { rebuildTeller } from './rebuild-report.ts';
 
 /** One of the two units, and who manages it. */
 export interface MirroredUnit {
@@ -98,9 +99,16 @@ export class MirroredMemoryConnection implements AsyncDisposable {
    * @throws HoldfastError as MirroredAccess.open
    */
   openWriter(region: MirroredRegion, options: OpenWriterOptions = {}): Promise<MirroredAccess> {
-    const { environment } = this.#options;
+    const { environment, deciders } = this.#options;
     const where = { legs: this.#legs(region), arbiter: this.register(region) };
-    return MirroredAccess.open({ ...options, ...where, environment, writer: this.node.name });
+    const { node, clock } = this;
+    const told = { node, clock, registerId: region.registerId, deciders: deciders.map(({ name }) => name) };
+    const tell = rebuildTeller(told);
+    const onStatus = (status: MirrorStatus): void => {
+      tell(status);
+      options.onStatus?.(status);
+    };
+    return MirroredAccess.open({ ...options, ...where, environment, writer: node.name, onStatus });
   }
 
   /**

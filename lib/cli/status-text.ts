@@ -78,6 +78,7 @@ function mirroredLines(region: MirroredRegionStatus): string[] {
     field('region', `${name}, mirrored over ${region.units.map(({ unit }) => unit).join(' and ')}${part}`),
     field('state', state),
     ...problems.flatMap(problemAndAction),
+    ...(region.rebuild ? [field('rebuild', `of ${region.rebuild.unit}: ${progressText(region.rebuild)}`)] : []),
     ...block('units', mirroredUnits(region)),
     ...(region.writer === null ? [] : [field('writer', mirroredWriter(region))]),
     ...block('voters', voters.map(voterLine)),
@@ -146,13 +147,19 @@ function voterLine({ node, inReach, problem }: VoterStatus): string {
 }
 
 function resyncLine(resync: ResyncStatus): string {
-  const { doneBytes, totalBytes, bytesPerSecond, toGoMs, role, peer } = resync;
-  const toGo = toGoMs === null ? 'time to go not known yet' : `${formatDuration(toGoMs)} to go`;
-  const percent = shownPercent(doneBytes, totalBytes).toFixed(1);
+  const { totalBytes, role, peer } = resync;
   const direction = role === 'SyncSource' || role === 'PausedSyncS' ? `to ${peer}` : `from ${peer}`;
   if (totalBytes === 0) return `${role}, ${direction}; how far it is, is known there`;
+  return `${role}, ${direction}: ${progressText(resync)}`;
+}
+
+type Progress = Pick<ResyncStatus, 'doneBytes' | 'totalBytes' | 'bytesPerSecond' | 'toGoMs'>;
+
+function progressText({ doneBytes, totalBytes, bytesPerSecond, toGoMs }: Progress): string {
+  const toGo = toGoMs === null ? 'time to go not known yet' : `${formatDuration(toGoMs)} to go`;
+  const percent = shownPercent(doneBytes, totalBytes).toFixed(1);
   const amount = `${formatSize(Math.min(doneBytes, totalBytes))} of ${formatSize(totalBytes)}`;
-  return `${role}, ${direction}: ${percent} %, ${amount}, ${formatSize(bytesPerSecond)}/s, ${toGo}`;
+  return `${percent} %, ${amount}, ${formatSize(bytesPerSecond)}/s, ${toGo}`;
 }
 
 function copyLine(copy: CopyStatus): string {

@@ -16,6 +16,7 @@ import type { AccessRequest, CreateRequest, GrowRequest, NameRequest } from '../
 import { admitByRegister, type MirroredLeg } from '../checkpoint/mirror-admission.ts';
 import { serveRegisters } from '../checkpoint/mirror-decider.ts';
 import type { Right } from '../checkpoint/one-sided.ts';
+import { serveRebuildReports } from '../checkpoint/rebuild-report.ts';
 import { RemoteUnit, serveRemoteManager } from '../checkpoint/remote-unit.ts';
 import { createMemoryUnit, type MemoryUnit, type MemoryUnitOptions } from '../checkpoint/unit.ts';
 import { mappedMemory } from '../checkpoint/unit-memory.ts';
@@ -232,11 +233,13 @@ export class Memory {
     this.#held.add(manager);
     if (node !== undefined) {
       manager.serve(node);
-      const decided = this.#legs().map(({ region, ...register }) => ({
-        ...register,
-        allows: (peer: string, right: Right) => manager.allows(peer, region, right),
-      }));
+      const decided = this.#options.mirrored.flatMap((mirrored) => {
+        const allows = (peer: string, right: Right) => manager.allows(peer, mirrored.region.name, right);
+        const onRebuild = mirrored.heardOfRebuild.bind(mirrored);
+        return mirrored.leg === undefined ? [] : [{ ...mirrored.leg, allows, onRebuild }];
+      });
       serveRegisters(node, decided);
+      serveRebuildReports(node, decided);
     }
     if (control === this.#unit) await manager.open();
     else this.#beginApart(manager);

@@ -7,13 +7,14 @@ import type { Environment } from '../base/environment.ts';
 import { HoldfastError } from '../base/errors.ts';
 import type { MirroredLeg } from '../checkpoint/mirror-admission.ts';
 import { type Leg, parseStanding } from '../checkpoint/mirror-standing.ts';
+import type { LegRebuild } from '../checkpoint/rebuild-report.ts';
 import type { VoterFile, VoterFileOwner } from '../coherency/voter-file.ts';
 import type { PeerNode } from '../peer/peer.ts';
 import { RegisterArbiter, type VoterReach } from '../peer/register-driver.ts';
 import { RegisterService, type Voter } from '../peer/register-service.ts';
 import type { MirroredRegionConfig, NodeConfig } from './config.ts';
 import { Held } from './held.ts';
-import { mirroredRegionStatus } from './mirrored-status.ts';
+import { mirroredRegionStatus, type RebuildHeard } from './mirrored-status.ts';
 import { makeStateFile, openStateFile } from './state-file.ts';
 import type { MirroredRegionStatus } from './status.ts';
 
@@ -87,6 +88,7 @@ export class MirroredRegion {
   /** What the voters said when they were asked last; undefined: they did not. */
   #current: string | undefined;
   #asking: Promise<void> | undefined;
+  #rebuild: RebuildHeard | undefined;
 
   /** By openMirroredRegion. @internal */
   constructor(
@@ -137,6 +139,21 @@ export class MirroredRegion {
     }
   }
 
+  /** From its writer, or who says so. */
+  heardOfRebuild(peer: string, { leg, progress }: LegRebuild): void {
+    if (progress === null) {
+      if (this.#rebuild?.peer === peer) this.#rebuild = undefined;
+      return;
+    }
+    const { doneBytes, totalBytes } = progress;
+    const nowMs = this.#options.environment.clock.nowMs();
+    const before = this.#rebuild;
+    const isSame = before?.peer === peer && before.leg === leg && before.doneBytes <= doneBytes;
+    const since = isSame ? before : { firstMs: nowMs, firstBytes: doneBytes };
+    const { firstMs, firstBytes } = since;
+    this.#rebuild = { peer, leg, doneBytes, totalBytes, firstMs, firstBytes, lastMs: nowMs };
+  }
+
   /** As it was asked for last. */
   status(): MirroredRegionStatus {
     const isTieBreaker = this.#arbiter === undefined;
@@ -150,6 +167,8 @@ export class MirroredRegion {
       isForeign: value !== '' && parseStanding(value) === undefined,
       standing: parseStanding(value),
       voters: this.#voters(),
+      rebuild: this.#rebuild && this.#options.node.session(this.#rebuild.peer)?.open ? this.#rebuild : undefined,
+      nowMs: this.#options.environment.clock.nowMs(),
     });
   }
 

@@ -1,9 +1,23 @@
 /** How a mirrored region stands, in the words of a status. Pure. */
-import { hasLeg, LEGS, type Standing } from '../checkpoint/mirror-standing.ts';
+import { hasLeg, LEGS, type Leg, type Standing } from '../checkpoint/mirror-standing.ts';
 import type { VoterReach } from '../peer/register-driver.ts';
 import type { MirroredRegionConfig } from './config.ts';
 import type { MirroredRegionStatus, Problem } from './status.ts';
 import { split } from './volume-status.ts';
+
+/** Said every second while it is under way. */
+const REBUILD_HEARD_MS = 5000;
+
+/** What a peer says of a rebuild: its last report, and the first one of the same rebuild. */
+export interface RebuildHeard {
+  readonly peer: string;
+  readonly leg: Leg;
+  readonly doneBytes: number;
+  readonly totalBytes: number;
+  readonly firstMs: number;
+  readonly firstBytes: number;
+  readonly lastMs: number;
+}
 
 /** What a node knows of a mirrored region. */
 export interface MirroredRegionView {
@@ -21,6 +35,8 @@ export interface MirroredRegionView {
   /** Undefined: nobody has written the region yet, or that is not known. */
   readonly standing: Standing | undefined;
   readonly voters: readonly VoterReach[];
+  readonly rebuild: RebuildHeard | undefined;
+  readonly nowMs: number;
 }
 
 export function mirroredRegionStatus(view: MirroredRegionView): MirroredRegionStatus {
@@ -32,6 +48,7 @@ export function mirroredRegionStatus(view: MirroredRegionView): MirroredRegionSt
     state: stateOf(view),
     problems: problemsOf(view),
     isCurrent,
+    rebuild: rebuildOf(view),
     writer: standing?.writer ?? null,
     epoch: standing?.epoch ?? null,
     units: LEGS.map((leg) => {
@@ -45,6 +62,17 @@ export function mirroredRegionStatus(view: MirroredRegionView): MirroredRegionSt
     })),
     stateFile,
   };
+}
+
+/** Only by the writer of now, of a unit that is not in sync, and if it is news. */
+function rebuildOf({ region, standing, rebuild, nowMs }: MirroredRegionView): MirroredRegionStatus['rebuild'] {
+  if (rebuild === undefined || nowMs - rebuild.lastMs > REBUILD_HEARD_MS) return null;
+  const { peer, leg, doneBytes, totalBytes, firstMs, firstBytes, lastMs } = rebuild;
+  if (standing?.writer !== peer || (hasLeg(standing.inSync, leg) && standing.equal)) return null;
+  const isKnown = lastMs > firstMs && doneBytes > firstBytes;
+  const bytesPerSecond = isKnown ? ((doneBytes - firstBytes) * 1000) / (lastMs - firstMs) : 0;
+  const toGoMs = isKnown ? Math.round(((totalBytes - doneBytes) * 1000) / bytesPerSecond) : null;
+  return { unit: region.units[leg].unit, doneBytes, totalBytes, bytesPerSecond: Math.round(bytesPerSecond), toGoMs };
 }
 
 function stateOf({ isTieBreaker, isCurrent, isForeign, standing, voters, self }: MirroredRegionView) {
@@ -88,7 +116,8 @@ function problemsOf(view: MirroredRegionView): Problem[] {
   return [...awayProblems, ...standingProblems(view)];
 }
 
-function standingProblems({ region, standing }: MirroredRegionView): Problem[] {
+function standingProblems(view: MirroredRegionView): Problem[] {
+  const { region, standing } = view;
   if (standing === undefined || (standing.inSync === 3 && standing.equal)) return [];
   if (!standing.equal)
     return [
@@ -99,6 +128,14 @@ function standingProblems({ region, standing }: MirroredRegionView): Problem[] {
       },
     ];
   const [copy, other] = hasLeg(standing.inSync, 0) ? [0, 1] : [1, 0];
+  if (rebuildOf(view) !== null)
+    return [
+      {
+        code: 'HOLDFAST-RESYNC',
+        message: `${standing.writer} rebuilds unit ${region.units[other!]!.unit}: until then only ${region.units[copy!]!.unit} is a copy.`,
+        action: '',
+      },
+    ];
   return [
     {
       code: 'HOLDFAST-UNIT-OUT',

@@ -94,6 +94,17 @@ const mirroredRegionSchema = z.object({
   problems: z.array(problemSchema),
   /** The voters were asked just now; else writer, epoch and units are as this node has voted last, and may be old. */
   isCurrent: z.boolean(),
+  /** A unit that its writer rebuilds now, as the writer says. */
+  rebuild: z
+    .object({
+      unit: z.string(),
+      doneBytes: z.number(),
+      totalBytes: z.number(),
+      bytesPerSecond: z.number(),
+      /** Null as long as the rate is not known. */
+      toGoMs: z.number().nullable(),
+    })
+    .nullable(),
   /** Name of the peer that may write; null: nobody yet. */
   writer: z.string().nullable(),
   /** Counts the take-overs. */

@@ -12,6 +12,8 @@ import { serveRegisters } from '../../lib/checkpoint/mirror-decider.ts';
 import type { Leg } from '../../lib/checkpoint/mirror-standing.ts';
 import type { MirroredAccess } from '../../lib/checkpoint/mirrored-access.ts';
 import type { MirroredReader } from '../../lib/checkpoint/mirrored-reader.ts';
+import type { Right } from '../../lib/checkpoint/one-sided.ts';
+import { type LegRebuild, serveRebuildReports } from '../../lib/checkpoint/rebuild-report.ts';
 import { createMemoryUnit, type MemoryUnit } from '../../lib/checkpoint/unit.ts';
 import { NEW_VOTER, type VoterState, type VoterStore } from '../../lib/peer/arbiter.ts';
 import { createPeerNode } from '../../lib/peer/node.ts';
@@ -43,6 +45,8 @@ export class MirroredSite {
   readonly cluster = new SimulatedCluster({ seed: 3, names: [...VOTERS, ...CLIENTS] });
   readonly regions: readonly MirroredRegion[];
   readonly units = new Map<string, MemoryUnit>();
+  /** What those who decide have heard. */
+  readonly rebuilds: (LegRebuild & { readonly at: string; readonly peer: string })[] = [];
   readonly #memories = UNITS.map(newMemory);
   readonly #hangs = new Map<Leg, Promise<void>>();
   readonly #votes = new Map<string, Kept>();
@@ -88,12 +92,14 @@ export class MirroredSite {
       admit: admitByRegister(decided.map(({ name: region, ...register }) => ({ ...register, region, leg }))),
     });
     manager.serve(node);
-    serveRegisters(
-      node,
-      decided.map(({ name: region, registerId, arbiter }) => {
-        return { registerId, arbiter, allows: (peer, right) => manager.allows(peer, region, right) };
-      }),
-    );
+    const registers = decided.map(({ name: region, registerId, arbiter }) => ({
+      registerId,
+      arbiter,
+      allows: (peer: string, right: Right) => manager.allows(peer, region, right),
+      onRebuild: (peer: string, rebuild: LegRebuild) => void this.rebuilds.push({ at: name, peer, ...rebuild }),
+    }));
+    serveRegisters(node, registers);
+    serveRebuildReports(node, registers);
     await this.until(Promise.all([node.start(), manager.open()]));
   }
 

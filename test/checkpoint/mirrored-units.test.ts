@@ -5,6 +5,7 @@ import { CheckpointWriter } from '../../lib/checkpoint/checkpoint-writer.ts';
 import { connectMirroredMemory } from '../../lib/checkpoint/connect-mirrored-memory.ts';
 import { parseStanding } from '../../lib/checkpoint/mirror-standing.ts';
 import type { MirroredAccess } from '../../lib/checkpoint/mirrored-access.ts';
+import { regionRebuildMethod } from '../../lib/checkpoint/rebuild-report.ts';
 import { formatCheckpointRegion } from '../../lib/checkpoint/region-record.ts';
 import { codeOf } from './mirror-stage.ts';
 import { REGION_BYTES, MirroredSite as Site, STATE, UNITS } from './mirrored-site.ts';
@@ -126,6 +127,36 @@ describe('over sessions', () => {
     const before = await site.until(leg.takeOver('state', { mirrored }));
     await site.until(leg.takeOver('state', { mirrored }));
     expect(await site.until(rejection(before.access.write(0, filled(1))))).toBe('ERR_HOLDFAST_KEY_INVALID');
+  });
+});
+
+describe('how far a rebuild is', () => {
+  test('those who decide hear from the writer, and when it is over', async () => {
+    const site = await new Site().start();
+    const access = await site.open('w1');
+    site.kill(1);
+    await site.until(access.write(0, filled(1), { persist: true }));
+    site.rebuilds.length = 0;
+    await site.startUnit(1);
+    await site.inSync(access);
+    await site.pass(100);
+    const began = { peer: 'w1', leg: 1, progress: { doneBytes: 0, totalBytes: REGION_BYTES } };
+    const ended = { peer: 'w1', leg: 1, progress: null };
+    for (const unit of UNITS)
+      expect(site.rebuilds.filter(({ at }) => at === unit)).toEqual(
+        [began, ended].map((said) => ({ at: unit, ...said })),
+      );
+  });
+
+  test('is not heard from somebody who may not write, and has to be possible', async () => {
+    const site = await new Site().start();
+    const say = (name: 'stranger' | 'w2', doneBytes: number) => {
+      const report = { register: STATE.registerId, leg: 0, progress: { doneBytes, totalBytes: 4096 } } as const;
+      return rejection(site.connection(name).node.session(UNITS[0])!.request(regionRebuildMethod, report));
+    };
+    const codes = await site.until(Promise.all([say('stranger', 0), say('w2', 4097), say('w2', 4096)]));
+    expect(codes).toEqual(['ERR_HOLDFAST_ACCESS', 'ERR_HOLDFAST_BAD_ARGUMENT', 'no error']);
+    expect(site.rebuilds).toMatchObject([{ peer: 'w2', progress: { doneBytes: 4096 } }]);
   });
 });
 

@@ -216,6 +216,7 @@ it('a mirrored region without one of its units, at a manager and at the tie-brea
     state: 'Degraded',
     problems: [{ code: 'HOLDFAST-UNIT-OUT', message: 'Only a is a copy.', action: 'Bring unit b back.' }],
     isCurrent: true,
+    rebuild: { unit: 'b', doneBytes: 2 ** 28, totalBytes: 2 ** 30, bytesPerSecond: 2 ** 28, toGoMs: 3000 },
     writer: 'till',
     epoch: 3,
     units: [
@@ -231,6 +232,7 @@ it('a mirrored region without one of its units, at a manager and at the tie-brea
     state: 'Voting',
     problems: [],
     isCurrent: false,
+    rebuild: null,
   };
   const status = (mirrored: MirroredRegionStatus): DaemonStatus =>
     daemonStatusSchema.parse({ ...healthy, volumes: [], exports: [], links: [], mirroredRegions: [mirrored] });
@@ -240,6 +242,7 @@ it('a mirrored region without one of its units, at a manager and at the tie-brea
  status: Only a is a copy.
  action: Bring unit b back.
     see: HOLDFAST-UNIT-OUT
+rebuild: of b: 25.0 %, 256 MiB of 1 GiB, 256 MiB/s, 3 s to go
   units: a in sync
          b out of sync
  writer: till, epoch 3

@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest';
 import { parseStanding } from '../../lib/checkpoint/mirror-standing.ts';
-import { type MirroredRegionView, mirroredRegionStatus } from '../../lib/daemon/mirrored-status.ts';
+import { type MirroredRegionView, mirroredRegionStatus, type RebuildHeard } from '../../lib/daemon/mirrored-status.ts';
 
 const NONCE = '0123456789abcdef';
 const reach = (name: string, isInReach = true) => ({ name, isInReach, problem: undefined });
@@ -21,6 +21,18 @@ const healthy: MirroredRegionView = {
   isForeign: false,
   standing: parseStanding(`HFM1 3 ab till ${NONCE} 2`),
   voters: [reach('a'), reach('b'), reach('tie')],
+  rebuild: undefined,
+  nowMs: 10_000,
+};
+const degraded: MirroredRegionView = { ...healthy, standing: parseStanding(`HFM1 3 a till ${NONCE} 3`) };
+const rebuild: RebuildHeard = {
+  peer: 'till',
+  leg: 1,
+  doneBytes: 3000,
+  totalBytes: 10_000,
+  firstMs: 8000,
+  firstBytes: 1000,
+  lastMs: 9000,
 };
 const failedVote = { code: 'ERR_HOLDFAST_IO', message: 'it could not be written; check its file' } as const;
 
@@ -78,4 +90,28 @@ it.each<readonly [string, string, Partial<MirroredRegionView>, readonly string[]
   expect(status.problems.map(({ code, message }) => `${code} ${message}`)).toEqual(problems);
   const word = (inSync: boolean | null) => (inSync === null ? '?' : inSync ? 'in' : 'out');
   expect(status.units.map(({ inSync }) => word(inSync))).toEqual(units);
+});
+
+it('a rebuild is told with its rate, and is no longer asked of anybody', () => {
+  const status = mirroredRegionStatus({ ...degraded, rebuild });
+  expect(status.rebuild).toEqual({
+    unit: 'b',
+    doneBytes: 3000,
+    totalBytes: 10_000,
+    bytesPerSecond: 2000,
+    toGoMs: 3500,
+  });
+  expect(status.problems).toEqual([
+    { code: 'HOLDFAST-RESYNC', message: 'till rebuilds unit b: until then only a is a copy.', action: '' },
+  ]);
+  const first = mirroredRegionStatus({ ...degraded, rebuild: { ...rebuild, firstMs: 9000 } });
+  expect(first.rebuild).toMatchObject({ bytesPerSecond: 0, toGoMs: null });
+});
+
+it.each<[string, Partial<MirroredRegionView>]>([
+  ['that nobody has told of for long', { nowMs: 20_000, rebuild }],
+  ['by somebody who is not the writer', { rebuild: { ...rebuild, peer: 'shop' } }],
+  ['of a unit that is in sync', { standing: healthy.standing, rebuild }],
+])('a rebuild %s is not shown', (_what, change) => {
+  expect(mirroredRegionStatus({ ...degraded, ...change }).rebuild).toBeNull();
 });
