@@ -37,7 +37,7 @@ const COMMAND_MS = 5000;
 const RETRY_FIRST_MS = 50;
 const RETRY_MS = 2000;
 const LATE_RETRIES_MOST = 16;
-const CHUNK_BYTES = 256 * 1024;
+const CHUNK_BYTES = 128 * 1024;
 const CHUNKS_AHEAD = 4;
 const PERSIST_BYTES = 16 * 1024 * 1024;
 const MAX_IN_FLIGHT = 64;
@@ -104,7 +104,7 @@ export interface MirroredAccessOptions {
   readonly commandMs?: number;
   /** A leg that is out is asked for again after this. Default 2 s. */
   readonly retryMs?: number;
-  /** Read at a time for the other leg; stores into it wait meanwhile. Default 256 KiB. */
+  /** Read at a time for the other leg; stores into it wait meanwhile. Default 128 KiB. */
   readonly chunkBytes?: number;
   /** How many of them at a time. Default 4. */
   readonly chunksAhead?: number;
