@@ -61,11 +61,8 @@ struct Server::Connection {
   uint32_t watches = 0;
   uint32_t interest = 0;
   bool stuffed = false;    // may have a whole command in its buffer
-  // With rates: commands of the buffer whose turn it is, and their bytes; when the next one has its turn, 0: not known.
-  Pace* pace = nullptr;
-  uint32_t in_turn = 0;
-  size_t in_turn_bytes = 0;
-  uint64_t due_ns = 0;
+  Pace* pace = nullptr;    // with rates
+  uint64_t due_ns = 0;     // when the next command has its turn, if that has to wait
   bool dirty = false;
   bool broken = false;
   uint32_t reason = 0;
@@ -564,7 +561,7 @@ bool Server::IsFull(const Connection& connection) const {
 
 // Nothing is executed for it, nor taken from it, before something else has happened, or its time has come.
 bool Server::Rests(const Connection& connection) const {
-  return IsFull(connection) || (connection.due_ns != 0 && connection.in_turn == 0);
+  return IsFull(connection) || connection.due_ns != 0;
 }
 
 void Server::UpdateInterest(Connection* connection) {
@@ -652,7 +649,7 @@ void Server::SendDirty() {
     Connection* connection = dirty_[i];
     connection->dirty = false;
     SendKept(connection);
-    if (connection->stuffed && !Rests(*connection)) Process(connection);
+    if (connection->stuffed && !IsFull(*connection)) Process(connection);
     UpdateInterest(connection);
   }
   dirty_.clear();
@@ -669,25 +666,14 @@ uint64_t Server::DelayNs(uint32_t peer, uint64_t bytes) {
   return PaceOf(peer)->Begin(now_ns, bytes) - now_ns;
 }
 
-// How many of the commands in the buffer it is the turn of, as long as no more than one of them has to wait: that one is
-// paid for, and no other. One more, if the one behind them is not whole, or none: whoever looks at it will see.
-uint32_t Server::CommandsInTurn(Connection* connection) {
-  const uint64_t now_ns = NowNs();
-  const size_t held = connection->end - connection->start;
-  while (connection->in_turn < kTurnCommands) {
-    const size_t at = connection->in_turn_bytes;
-    if (at + sizeof(Command) > held) return connection->in_turn + 1;
-    Command command;
-    memcpy(&command, &connection->buffer[connection->start + at], sizeof(command));
-    if (!IsWellFormed(command)) return connection->in_turn + 1;
-    const bool moves = command.operation == kRead || command.operation == kWrite;
-    if (connection->due_ns == 0) connection->due_ns = connection->pace->Begin(now_ns, moves ? command.length : 0);
-    if (connection->due_ns > now_ns) break;
-    connection->due_ns = 0;
-    connection->in_turn++;
-    connection->in_turn_bytes += sizeof(command) + command.data_bytes;
-  }
-  return connection->in_turn;
+// Whether it is the turn of the command. It is paid for when it is asked for first, and not before it could be executed:
+// who is full saves up no turns.
+bool Server::HasTurn(Connection* connection, const Command& command, uint64_t now_ns) {
+  const bool moves = command.operation == kRead || command.operation == kWrite;
+  if (connection->due_ns == 0) connection->due_ns = connection->pace->Begin(now_ns, moves ? command.length : 0);
+  if (connection->due_ns > now_ns) return false;
+  connection->due_ns = 0;
+  return true;
 }
 
 void Server::AwaitTurn(const Connection& connection) {
@@ -713,12 +699,11 @@ void Server::ProcessDue() {
 // ── Commands ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 void Server::Process(Connection* connection) {
-  const uint32_t commands_limit = connection->pace == nullptr ? kTurnCommands : CommandsInTurn(connection);
-  const size_t held_before = connection->end - connection->start;
+  const uint64_t now_ns = connection->pace == nullptr ? 0 : NowNs();
   uint32_t commands = 0;
   size_t bytes = 0;
   bool whole = true;
-  while (!connection->broken && commands < commands_limit && bytes < kTurnBytes && !IsFull(*connection)) {
+  while (!connection->broken && commands < kTurnCommands && bytes < kTurnBytes && !IsFull(*connection)) {
     const size_t held = connection->end - connection->start;
     whole = held >= sizeof(Command);
     if (!whole) break;
@@ -733,6 +718,7 @@ void Server::Process(Connection* connection) {
       Reserve(connection, sizeof(command) + command.data_bytes);
       break;
     }
+    if (connection->pace != nullptr && !HasTurn(connection, command, now_ns)) break;
     const uint8_t* data = &connection->buffer[connection->start + sizeof(command)];
     connection->start += sizeof(command) + command.data_bytes;
     Execute(connection, command, data);
@@ -744,10 +730,6 @@ void Server::Process(Connection* connection) {
   Flush(connection);
   state_.commands += commands;
   connection->stuffed = whole && !connection->broken;
-  if (connection->pace != nullptr) {
-    connection->in_turn -= commands;
-    connection->in_turn_bytes -= held_before - (connection->end - connection->start);
-  }
   if (connection->start == connection->end) {
     connection->start = connection->end = 0;
     if (connection->capacity > kBufferBytes) {
@@ -757,7 +739,7 @@ void Server::Process(Connection* connection) {
     }
   }
   UpdateInterest(connection);
-  if (connection->due_ns != 0) AwaitTurn(*connection);
+  if (connection->due_ns != 0 && !IsFull(*connection)) AwaitTurn(*connection);
   if (connection->stuffed && !Rests(*connection)) {
     ready_.push_back(connection->mark());
     if (sleeping_) WakeLeader();

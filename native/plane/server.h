@@ -164,7 +164,7 @@ class Server {
   bool IsFull(const Connection& connection) const;
   bool Rests(const Connection& connection) const;
   Pace* PaceOf(uint32_t peer);
-  uint32_t CommandsInTurn(Connection* connection);
+  bool HasTurn(Connection* connection, const Command& command, uint64_t now_ns);
   void AwaitTurn(const Connection& connection);
   void ProcessDue();
   void Execute(Connection* connection, const Command& command, const uint8_t* data);

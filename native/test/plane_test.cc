@@ -777,6 +777,30 @@ TEST("a command that had to wait, and came in pieces, is paid for once") {
   CHECK(unit.server().DelayNs(0, 0) <= 50'000'000);
 }
 
+TEST("a connection that is full does not save up turns for later") {
+  Limits limits;
+  limits.commands = 1;
+  limits.rates.commands = 200;
+  Unit unit(limits);
+  Client client(unit, kTicket);
+  std::unique_lock<std::mutex> held(disk);
+  Command write = Make(kWrite, 0, 8);
+  write.flags = kPersistFlag;
+  std::string bytes = std::string(reinterpret_cast<const char*>(&write), sizeof(write)) + std::string(8, 'x');
+  const Command read = Make(kRead, 0, 8);
+  for (int i = 0; i < 100; i++) bytes.append(reinterpret_cast<const char*>(&read), sizeof(read));
+  client.Send(bytes.data(), bytes.size());
+  const clock_t worked = clock();
+  usleep(400'000);
+  CHECK(clock() - worked < CLOCKS_PER_SEC / 20);    // no thread looks again and again
+  CHECK(unit.server().GetState().commands == 1);
+  const uint64_t begun_ns = NowNs();
+  held.unlock();
+  for (int i = 0; i < 61; i++) CHECK(client.Take().header.status == kOk);
+  // Sixty, of which the first 100 ms' worth come at once.
+  CHECK(NowNs() - begun_ns >= 190'000'000);
+}
+
 TEST("a peer whose turn is to come cannot make a plane hold more than a connection's buffer, and it can be stopped") {
   Limits limits;
   limits.rates.bytes = 1;
