@@ -49,8 +49,8 @@ export class Pace {
   #bytesPaidMs = Number.NEGATIVE_INFINITY;
 
   constructor({ commandsPerSecond, bytesPerSecond }: Rates) {
-    this.#msPerCommand = commandsPerSecond === undefined ? 0 : 1000 / commandsPerSecond;
-    this.#msPerByte = bytesPerSecond === undefined ? 0 : 1000 / bytesPerSecond;
+    this.#msPerCommand = costMs(commandsPerSecond);
+    this.#msPerByte = costMs(bytesPerSecond);
   }
 
   /** For how long, ms, a command that moves so many bytes waits before it begins. It counts from now on. */
@@ -60,4 +60,9 @@ export class Pace {
     this.#bytesPaidMs = Math.max(this.#bytesPaidMs, nowMs) + bytes * this.#msPerByte;
     return Math.max(0, delayMs);
   }
+}
+
+/** Finite, so that no bytes cost nothing. */
+function costMs(rate = Number.POSITIVE_INFINITY): number {
+  return Math.min(1000 / rate, Number.MAX_VALUE);
 }

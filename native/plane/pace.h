@@ -20,8 +20,7 @@ constexpr uint64_t kNever = UINT64_MAX;
 class Pace {
  public:
   explicit Pace(const Rates& rates)
-      : ns_per_command_(rates.commands > 0 ? kNsPerSecond / rates.commands : 0),
-        ns_per_byte_(rates.bytes > 0 ? kNsPerSecond / rates.bytes : 0) {}
+      : ns_per_command_(CostNs(rates.commands)), ns_per_byte_(CostNs(rates.bytes)) {}
 
   // When a command that moves so many bytes begins, not before now. It counts from now on.
   uint64_t Begin(uint64_t now_ns, uint64_t bytes) {
@@ -37,6 +36,9 @@ class Pace {
   static constexpr double kNsPerSecond = 1e9;
   static constexpr double kBurstNs = 1e8;    // so much of the rate may come at once after a pause
   static constexpr double kLatestNs = 1e19;
+
+  // Finite, so that no bytes cost nothing.
+  static double CostNs(double rate) { return rate > 0 ? std::min(kNsPerSecond / rate, 2 * kLatestNs) : 0; }
 
   double ns_per_command_;
   double ns_per_byte_;

@@ -697,6 +697,11 @@ TEST("a pace begins no more in any second than its rate and its burst, whatever 
   CHECK(never.Begin(5, 0) == 5 && never.Begin(5, 0) == kNever && never.Begin(5, 0) == kNever);
 }
 
+TEST("a rate so low that a byte's time is no number is kept to, after commands without bytes too") {
+  Pace pace({.commands = 0, .bytes = 1e-310});
+  CHECK(pace.Begin(5, 0) == 5 && pace.Begin(5, 1) == 5 && pace.Begin(5, 0) == kNever && pace.Begin(5, 1) == kNever);
+}
+
 TEST("a peer at its rate waits for its turn, over all that it has, and nobody else does") {
   Limits limits;
   limits.rates.commands = 0.001;

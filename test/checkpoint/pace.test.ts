@@ -29,6 +29,11 @@ test('bytes have a rate of their own; the slower of the two counts', () => {
   expect(pace.delayMs(10_000, 1)).toBe(0);
 });
 
+test("a rate so low that a byte's time is no number is kept to, after commands without bytes too", () => {
+  const pace = new Pace({ bytesPerSecond: 1e-310 });
+  expect([0, 1, 0, 1].map((bytes) => pace.delayMs(0, bytes) > 1e300)).toEqual([false, false, true, true]);
+});
+
 /** A unit with its manager, and clients with a region each. */
 async function world(limits: UnitLimits) {
   const address = { kind: 'tcp', host: 'unit', port: 7000 } as const;
