@@ -266,7 +266,8 @@ export class PlaneClient {
     const bytes = results[at + 5]!;
     const low = results[at + 6]!;
     const { target } = command;
-    const isGone = target !== undefined && target.length !== command.length;
+    // Not by `length`: once the compiler has seen resizable arrays here, V8 takes that of a detached one to be as before.
+    const isGone = target !== undefined && target.byteLength !== command.length;
     if (bytes > 0 && target !== undefined && !isGone) {
       const from = results[at + 4]!;
       target.set(this.#receive.subarray(from, from + bytes), low);

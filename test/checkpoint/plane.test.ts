@@ -345,6 +345,19 @@ describe('limits', () => {
       expect(Buffer.compare(other, region.bytes)).toBe(0);
     });
 
+    test('memory that was transferred is known as such after much was read, into resizable memory too', async () => {
+      const { access } = await filled();
+      for (let round = 0; round < 200; round += 1) {
+        const targets = Array.from({ length: 99 }, (_, index) =>
+          index % 3 === 0 ? new Uint8Array(new ArrayBuffer(8, { maxByteLength: 16 })) : new Uint8Array(8),
+        );
+        const reads = targets.map((target) => access.read(0, target));
+        structuredClone(targets[50]!.buffer, { transfer: [targets[50]!.buffer] });
+        const outcomes = await Promise.allSettled(reads);
+        expect(outcomes.flatMap(({ status }, index) => (status === 'rejected' ? [index] : []))).toEqual([50]);
+      }
+    });
+
     test('end with their session, and what is read over the next one is its own', async () => {
       const { plane, region, session, access } = await filled();
       const targets = Array.from({ length: 8 }, () => new Uint8Array(64 * PAGE));
