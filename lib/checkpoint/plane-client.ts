@@ -224,6 +224,7 @@ export class PlaneClient {
     if (writes) {
       session.bytesInFlight += length;
       for (const chunk of command.chunks) {
+        if (chunk.byteLength === 0) continue;
         this.#send.set(chunk, this.#sendBytes);
         this.#sendBytes += chunk.length;
       }
@@ -275,7 +276,7 @@ export class PlaneClient {
     if (results[at + 2] === 0) return;
     this.#land(id, session, command);
     if (status !== 0) command.failed(refusal(session.unit, codeOfStatus(status)));
-    else if (isGone) command.failed(detached(session.unit));
+    else if (isGone) command.failed(memoryGone(session.unit));
     else command.done(low, results[at + 7]!);
   }
 
@@ -290,8 +291,11 @@ export class PlaneClient {
   #unpark(): void {
     for (const session of this.#crowded) {
       let taken = 0;
-      while (taken < session.parked.length && this.#admits(session, session.parked[taken]!))
-        this.#write(session, session.parked[taken++]!);
+      while (taken < session.parked.length && this.#admits(session, session.parked[taken]!)) {
+        const command = session.parked[taken++]!;
+        if (isAsItWas(command)) this.#write(session, command);
+        else command.failed(memoryGone(session.unit));
+      }
       if (taken > 0) session.parked.splice(0, taken);
       if (session.parked.length === 0) this.#crowded.delete(session);
       if (this.#freeCount === 0) return;
@@ -369,8 +373,13 @@ function refusal(unit: string, code: HoldfastErrorCode): HoldfastError {
   return new HoldfastError(code, `${unit} refuses a command: ${refusals[code] ?? code}`);
 }
 
-function detached(unit: string): HoldfastError {
-  const message = `the memory for what was read from ${unit} was transferred or resized meanwhile; leave it alone until the read has ended`;
+/** What it writes has the length that it had at the call. */
+function isAsItWas({ operation, chunks, length }: PlaneCommand): boolean {
+  return operation !== Operation.write || chunks.reduce((sum, chunk) => sum + chunk.byteLength, 0) === length;
+}
+
+function memoryGone(unit: string): HoldfastError {
+  const message = `the memory of a command to ${unit} was transferred or resized meanwhile; leave it alone until the command has ended`;
   return new HoldfastError('ERR_HOLDFAST_BAD_ARGUMENT', message);
 }
 

@@ -29,6 +29,12 @@ afterEach(async () => {
   cleanUps = [];
 });
 
+/** The compiler's library does not know it yet. */
+const resizable = (lengthBytes: number) =>
+  Reflect.construct(ArrayBuffer, [lengthBytes, { maxByteLength: 2 ** 21 }]) as ArrayBuffer & {
+    resize(lengthBytes: number): void;
+  };
+
 interface World {
   readonly region: Region;
   readonly plane: Plane;
@@ -286,6 +292,23 @@ describe('limits', () => {
     for (const write of [inCallBack, after]) await expect(write).rejects.toEqual(fails('PEER_LOST'));
   });
 
+  test('a store that waits for its turn fails alone if its bytes were transferred or resized meanwhile', async () => {
+    const { plane, region } = await world();
+    plane.grant(grant(1), 1);
+    const access = openPlaneAccess(await connected(plane, plane.admit(1)), grant(1));
+    const [transferred, none, shorter, longer] = [new Uint8Array(8), new Uint8Array(0), resizable(8), resizable(8)];
+    const filling = Array.from({ length: 2000 }, () => access.write(0, [new Uint8Array(8).fill(1)]));
+    const gone = [transferred, new Uint8Array(shorter), new Uint8Array(longer)];
+    const failing = Promise.allSettled(gone.map((bytes) => access.write(8, [bytes])));
+    const after = access.write(16, [new Uint8Array(8).fill(2), none]);
+    for (const { buffer } of [transferred, none]) structuredClone(buffer, { transfer: [buffer] });
+    shorter.resize(7);
+    longer.resize(2 ** 21);
+    await Promise.all([...filling, after]);
+    for (const outcome of await failing) expect(outcome).toMatchObject({ reason: fails('BAD_ARGUMENT') });
+    expect([...region.bytes.subarray(0, 24)]).toEqual([...Array(8).fill(1), ...Array(8).fill(0), ...Array(8).fill(2)]);
+  });
+
   describe('long reads, whose data go straight to where they belong', () => {
     const lengths = [64 * PAGE, 8, 40_000, 32 * 1024, 100, 128 * 1024 + 1, 32 * 1024 - 1];
 
@@ -349,7 +372,7 @@ describe('limits', () => {
       const { access } = await filled();
       for (let round = 0; round < 200; round += 1) {
         const targets = Array.from({ length: 99 }, (_, index) =>
-          index % 3 === 0 ? new Uint8Array(new ArrayBuffer(8, { maxByteLength: 16 })) : new Uint8Array(8),
+          index % 3 === 0 ? new Uint8Array(resizable(8)) : new Uint8Array(8),
         );
         const reads = targets.map((target) => access.read(0, target));
         structuredClone(targets[50]!.buffer, { transfer: [targets[50]!.buffer] });
