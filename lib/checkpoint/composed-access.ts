@@ -4,6 +4,7 @@
  * Bound: a store lies within one of them, and so does the word that it is conditional on. Reads, persists and watches
  * may reach over several.
  */
+import { EitherSignal } from '../base/either-signal.ts';
 import { assert, HoldfastError } from '../base/errors.ts';
 import type { AddressRange, CommandOptions, Guard, RegionAccess, StoreOptions, WriteOptions } from './one-sided.ts';
 import { WatchedPlaces } from './watched-places.ts';
@@ -99,9 +100,8 @@ export class ComposedAccess implements RegionAccess, AsyncDisposable {
 
   async watch(address: number, lengthBytes: number, since: number, options: CommandOptions = {}): Promise<number> {
     const { signal } = options;
-    const closed = this.#closed.signal;
-    const either = signal === undefined ? closed : AbortSignal.any([closed, signal]);
-    return this.#watched.watch(this.#pieces(address, lengthBytes), since, either);
+    using either = new EitherSignal(this.#closed.signal, signal);
+    return await this.#watched.watch(this.#pieces(address, lengthBytes), since, either.signal);
   }
 
   /** Ends all that it is composed of. Idempotent. */

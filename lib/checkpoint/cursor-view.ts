@@ -3,6 +3,7 @@
  * the cursor is blank. While it cannot be read whoever reads it waits: what the backup has cleared is not known then.
  */
 import type { Clock } from '../base/clock.ts';
+import { EitherSignal } from '../base/either-signal.ts';
 import { HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
 import type { ComposedPart } from './composed-access.ts';
 import { orAbort } from './mirrored-access.ts';
@@ -119,8 +120,8 @@ export class CursorView implements ComposedPart {
     options: CommandOptions | undefined,
     work: (signal: AbortSignal) => Promise<Result>,
   ): Promise<Result> {
-    const closed = this.#closed.signal;
-    const signal = options?.signal === undefined ? closed : AbortSignal.any([closed, options.signal]);
+    using either = new EitherSignal(this.#closed.signal, options?.signal);
+    const { signal } = either;
     for (let delayMs = RETRY_FIRST_MS; ; delayMs = Math.min(2 * delayMs, RETRY_MS)) {
       throwIfAborted(signal, 'reading a cursor');
       try {

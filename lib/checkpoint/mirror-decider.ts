@@ -9,6 +9,7 @@
  */
 import { z } from 'zod';
 import type { Clock, TimerHandle } from '../base/clock.ts';
+import { EitherSignal } from '../base/either-signal.ts';
 import { HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
 import { type Arbiter, type SwapResult, VALUE_MAX_BYTES } from '../peer/arbiter.ts';
 import type { Method, PeerNode, PeerSession } from '../peer/peer.ts';
@@ -106,7 +107,8 @@ export class RemoteArbiter implements Arbiter {
     const { clock, deadlineMs = DEADLINE_MS } = this.#options;
     const deadline = new AbortController();
     const timer = clock.setTimer(deadlineMs, () => deadline.abort());
-    const both = signal === undefined ? deadline.signal : AbortSignal.any([signal, deadline.signal]);
+    using either = new EitherSignal(deadline.signal, signal);
+    const both = either.signal;
     let last: unknown;
     try {
       for (;;) {
@@ -151,7 +153,8 @@ export class RemoteArbiter implements Arbiter {
     onFailed: (error: unknown) => void,
   ): Promise<SwapResult | undefined> {
     const over = new AbortController();
-    const either = AbortSignal.any([signal, over.signal]);
+    using both = new EitherSignal(signal, over.signal);
+    const either = both.signal;
     let late: TimerHandle | undefined;
     try {
       return await new Promise((resolve, reject) => {
@@ -198,9 +201,10 @@ export class RemoteArbiter implements Arbiter {
   /** Until a session comes up, or those that are up may have an answer. */
   async #pause(signal: AbortSignal): Promise<void> {
     const over = new AbortController();
+    using both = new EitherSignal(signal, over.signal);
     const timer = this.#options.clock.setTimer(ASK_AGAIN_MS, () => over.abort());
     try {
-      await this.#sessions.wait(AbortSignal.any([signal, over.signal]));
+      await this.#sessions.wait(both.signal);
     } catch (error) {
       if (signal.aborted || !over.signal.aborted) throw error;
     } finally {

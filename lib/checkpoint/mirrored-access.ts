@@ -12,6 +12,7 @@
  * - A write ends when no leg reads its bytes any more; what goes on after its end is done with a copy of them.
  */
 import type { Clock, TimerHandle } from '../base/clock.ts';
+import { EitherSignal } from '../base/either-signal.ts';
 import type { Environment } from '../base/environment.ts';
 import { assert, HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
 import type { Arbiter } from '../peer/arbiter.ts';
@@ -340,7 +341,9 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
       const [leg, link] = this.#sourceNow() ?? (await this.#source(options.signal));
       try {
         const number = await link.wait((access, ends) =>
-          this.#numbers.watch(access, address, lengthBytes, since, { signal: either(ends, options.signal) }),
+          underEither(ends, options.signal, (signal) =>
+            this.#numbers.watch(access, address, lengthBytes, since, { signal }),
+          ),
         );
         if (number !== undefined) return number;
       } catch (error) {
@@ -366,7 +369,9 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
       // No wait before the first try: what is called next must not overtake it.
       const [leg, link] = this.#sourceNow() ?? (await this.#source(signal));
       try {
-        await link.run(target.length, (access, ends) => access.read(address, target, { signal: either(ends, signal) }));
+        await link.run(target.length, (access, ends) =>
+          underEither(ends, signal, (either) => access.read(address, target, { signal: either })),
+        );
         break;
       } catch (error) {
         this.#readFailed(leg, link, error, signal);
@@ -955,8 +960,14 @@ function hullOf(range: AddressRange | undefined, { address, lengthBytes }: Store
   return { base, lengthBytes: Math.max(range.base + range.lengthBytes, address + lengthBytes) - base };
 }
 
-function either(ends: AbortSignal, callers: AbortSignal | undefined): AbortSignal {
-  return callers === undefined ? ends : AbortSignal.any([ends, callers]);
+async function underEither<Result>(
+  ends: AbortSignal,
+  callers: AbortSignal | undefined,
+  command: (signal: AbortSignal) => Promise<Result>,
+): Promise<Result> {
+  if (callers === undefined) return command(ends);
+  using either = new EitherSignal(ends, callers);
+  return await command(either.signal);
 }
 
 /** A guard that does not hold is an answer; anything else that fails is a leg's failure. */

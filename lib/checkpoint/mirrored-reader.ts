@@ -14,6 +14,7 @@
  */
 import { setMaxListeners } from 'node:events';
 import type { Clock } from '../base/clock.ts';
+import { EitherSignal } from '../base/either-signal.ts';
 import { HoldfastError, isHoldfastError, throwIfAborted } from '../base/errors.ts';
 import { isPlanted } from '../base/planted-bug.ts';
 import type { Arbiter } from '../peer/arbiter.ts';
@@ -131,7 +132,9 @@ export class MirroredReader implements RegionAccess, AsyncDisposable {
    *
    * @throws HoldfastError ERR_HOLDFAST_NO_UP_TO_DATE_COPY, ERR_HOLDFAST_NO_MAJORITY
    */
-  async read(address: number, target: Uint8Array, { signal }: CommandOptions = {}): Promise<void> {
+  async read(address: number, target: Uint8Array, options: CommandOptions = {}): Promise<void> {
+    using either = new EitherSignal(options.signal);
+    const { signal } = either;
     await this.#confirmed(signal, async ([first, second], standing) => {
       const other = new Uint8Array(second === undefined ? 0 : target.length);
       const fetched = [this.#fetch(first!, address, target, signal)];
@@ -147,12 +150,14 @@ export class MirroredReader implements RegionAccess, AsyncDisposable {
    *
    * @throws HoldfastError ERR_HOLDFAST_NO_UP_TO_DATE_COPY, ERR_HOLDFAST_NO_MAJORITY
    */
-  async glance(address: number, target: Uint8Array, { signal }: CommandOptions = {}): Promise<void> {
+  async glance(address: number, target: Uint8Array, options: CommandOptions = {}): Promise<void> {
+    using either = new EitherSignal(options.signal);
+    const { signal } = either;
     for (;;) {
       const legs = await this.#reachable(signal);
       const glances = legs.map(async (leg) => {
         const bytes = new Uint8Array(target.length);
-        await this.#attempt(leg, signal, (access, options) => access.read(address, bytes, options));
+        await this.#attempt(leg, signal, (access, how) => access.read(address, bytes, how));
         return bytes;
       });
       try {
@@ -165,8 +170,10 @@ export class MirroredReader implements RegionAccess, AsyncDisposable {
   }
 
   /** On every leg in sync that can be reached. What was read here is durable without it. */
-  async persist(address: number, lengthBytes: number, { signal }: CommandOptions = {}): Promise<void> {
-    const persist = (access: RegionAccess, options: CommandOptions) => access.persist(address, lengthBytes, options);
+  async persist(address: number, lengthBytes: number, options: CommandOptions = {}): Promise<void> {
+    using either = new EitherSignal(options.signal);
+    const { signal } = either;
+    const persist = (access: RegionAccess, how: CommandOptions) => access.persist(address, lengthBytes, how);
     await this.#confirmed(signal, (legs) => allOf(legs.map((leg) => this.#attempt(leg, signal, persist))));
   }
 
@@ -177,8 +184,9 @@ export class MirroredReader implements RegionAccess, AsyncDisposable {
       const look = new AbortController();
       const timer = this.#options.clock.setTimer(lookMs, () => look.abort());
       const places = legs.map(([, access]) => ({ access, address, lengthBytes }));
+      using either = new EitherSignal(this.#closed.signal, look.signal, signal);
       try {
-        return await this.#watched.watch(places, since, this.#either(look.signal, signal), ({ access }, error) => {
+        return await this.#watched.watch(places, since, either.signal, ({ access }, error) => {
           this.#failed(legs.find((leg) => leg[1] === access)!, error);
         });
       } catch (error) {
@@ -291,9 +299,9 @@ export class MirroredReader implements RegionAccess, AsyncDisposable {
     const { clock, commandMs = COMMAND_MS } = this.#options;
     const late = new AbortController();
     const timer = clock.setTimer(commandMs, () => late.abort());
-    const either = this.#either(late.signal, signal);
+    using either = new EitherSignal(this.#closed.signal, late.signal, signal);
     try {
-      await orAbort(command(leg[1], { signal: either }), either);
+      await orAbort(command(leg[1], { signal: either.signal }), either.signal);
       this.#failures[leg[0]] = 0;
     } catch (error) {
       this.#check(signal);
@@ -386,11 +394,11 @@ export class MirroredReader implements RegionAccess, AsyncDisposable {
     const { clock, legs, legMs = LEG_MS } = this.#options;
     const late = new AbortController();
     const timer = clock.setTimer(legMs, () => late.abort());
-    const either = this.#either(late.signal, undefined);
+    using either = new EitherSignal(this.#closed.signal, late.signal);
     const tooLate = new HoldfastError('ERR_HOLDFAST_TIMEOUT', `${legs.units[leg]} gave no key within ${legMs} ms`);
-    const opening = legs.open(leg, 'read', either);
+    const opening = legs.open(leg, 'read', either.signal);
     try {
-      this.#accesses[leg] = await orAbort(opening, either, tooLate);
+      this.#accesses[leg] = await orAbort(opening, either.signal, tooLate);
       this.#problems[leg] = undefined;
     } catch (error) {
       opening.then((access) => legs.release?.(access)).catch(() => {});
@@ -422,17 +430,13 @@ export class MirroredReader implements RegionAccess, AsyncDisposable {
   // Waiting
 
   async #wait<Result>(promise: Promise<Result>, signal: AbortSignal | undefined): Promise<Result> {
+    using either = new EitherSignal(this.#closed.signal, signal);
     try {
-      return await orAbort(promise, this.#either(signal));
+      return await orAbort(promise, either.signal);
     } catch (error) {
       this.#check(signal);
       throw error;
     }
-  }
-
-  #either(...signals: readonly (AbortSignal | undefined)[]): AbortSignal {
-    const given = signals.filter((signal) => signal !== undefined);
-    return given.length === 0 ? this.#closed.signal : AbortSignal.any([this.#closed.signal, ...given]);
   }
 
   #check(signal: AbortSignal | undefined): void {

@@ -5,6 +5,7 @@
  * Bound: of so many of the last numbers it is remembered what each place had counted by then. A watch from an older one
  * is answered at once, as it may be.
  */
+import { EitherSignal } from '../base/either-signal.ts';
 import { HoldfastError, throwIfAborted } from '../base/errors.ts';
 import type { RegionAccess } from './one-sided.ts';
 
@@ -35,7 +36,8 @@ export class WatchedPlaces {
     throwIfAborted(signal, 'the watch');
     const counted = this.#counted.get(since);
     const over = new AbortController();
-    const either = AbortSignal.any([signal, over.signal]);
+    using both = new EitherSignal(signal, over.signal);
+    const either = both.signal;
     const watchOne = async (place: WatchedPlace): Promise<[RegionAccess, number]> => {
       const { access, address, lengthBytes } = place;
       try {

@@ -1,5 +1,6 @@
 /** Those who only read a mirrored region: what they may be shown, and from where. */
-import { expect, test } from 'vitest';
+import { getEventListeners } from 'node:events';
+import { expect, test, vi } from 'vitest';
 import type { Leg } from '../../lib/checkpoint/mirror-standing.ts';
 import { MirroredReader, type MirroredReaderOptions } from '../../lib/checkpoint/mirrored-reader.ts';
 import type { RegionAccess } from '../../lib/checkpoint/one-sided.ts';
@@ -277,6 +278,21 @@ test('many reads at a time are no reason to warn of listeners', async () => {
   await settle();
   process.off('warning', warned);
   expect(warnings).toEqual([]);
+});
+
+test('reads leave nothing behind at a signal that lives long', async () => {
+  const site = new Bytes();
+  site.holds[0] = 2;
+  const reader = await site.open();
+  // It leaves something at each of the signals, as long as they live.
+  const any = vi.spyOn(AbortSignal, 'any');
+  const { signal } = new AbortController();
+  for (let times = 0; times < 3; times += 1) await site.until(reader.read(0, new Uint8Array(8), { signal }));
+  await site.until(reader.glance(0, new Uint8Array(8), { signal }));
+  await site.until(reader.persist(0, 8, { signal }));
+  expect(any).not.toHaveBeenCalled();
+  expect(getEventListeners(signal, 'abort')).toEqual([]);
+  any.mockRestore();
 });
 
 test('a unit that hangs is left aside by reads, and not waited for by a glance', async () => {
