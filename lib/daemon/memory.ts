@@ -236,7 +236,8 @@ export class Memory {
       const decided = this.#options.mirrored.flatMap((mirrored) => {
         const allows = (peer: string, right: Right) => manager.allows(peer, mirrored.region.name, right);
         const onRebuild = mirrored.heardOfRebuild.bind(mirrored);
-        return mirrored.leg === undefined ? [] : [{ ...mirrored.leg, allows, onRebuild }];
+        const { arbiter } = mirrored;
+        return arbiter === undefined ? [] : [{ registerId: mirrored.region.id, arbiter, allows, onRebuild }];
       });
       serveRegisters(node, decided);
       serveRebuildReports(node, decided);

@@ -3,12 +3,14 @@
  * vote, and how the region stands. The node with the manager of one of the units proposes, too: for itself, before it
  * lets anybody in, and for the region's users. A tie-breaker only votes.
  */
+import type { Clock } from '../base/clock.ts';
 import type { Environment } from '../base/environment.ts';
 import { HoldfastError } from '../base/errors.ts';
 import type { MirroredLeg } from '../checkpoint/mirror-admission.ts';
 import { type Leg, parseStanding } from '../checkpoint/mirror-standing.ts';
 import type { LegRebuild } from '../checkpoint/rebuild-report.ts';
 import type { VoterFile, VoterFileOwner } from '../coherency/voter-file.ts';
+import type { Arbiter } from '../peer/arbiter.ts';
 import type { PeerNode } from '../peer/peer.ts';
 import { RegisterArbiter, type VoterReach } from '../peer/register-driver.ts';
 import { RegisterService, type Voter } from '../peer/register-service.ts';
@@ -18,7 +20,7 @@ import { mirroredRegionStatus, type RebuildHeard } from './mirrored-status.ts';
 import { makeStateFile, openStateFile } from './state-file.ts';
 import type { MirroredRegionStatus } from './status.ts';
 
-/** How long a status waits for the voters. */
+/** How long a status waits for the voters, and a manager, in whose turn others wait. */
 const ASK_MS = 1000;
 
 /** Who has a vote, in the same order on every node: ballots name voters by their place. */
@@ -85,6 +87,8 @@ export class MirroredRegion {
   readonly #held: Held;
   readonly #voter: Voter | undefined;
   readonly #arbiter: RegisterArbiter | undefined;
+  /** The same, for questions. */
+  readonly #asked: Arbiter | undefined;
   /** What the voters said when they were asked last; undefined: they did not. */
   #current: string | undefined;
   #asking: Promise<void> | undefined;
@@ -112,7 +116,13 @@ export class MirroredRegion {
     }
     const arbiter = held.add(new RegisterArbiter({ ...options, ...vote }));
     this.#arbiter = arbiter;
-    this.leg = { region: region.name, registerId: region.id, leg: leg as Leg, arbiter };
+    this.#asked = withinMs(ASK_MS, arbiter, options.environment.clock);
+    this.leg = { region: region.name, registerId: region.id, leg: leg as Leg, arbiter: this.#asked };
+  }
+
+  /** As the region's users have it decided. Undefined at the tie-breaker. */
+  get arbiter(): Arbiter | undefined {
+    return this.#arbiter;
   }
 
   /** Asks the other voters how it stands, for a second at most; several at once ask once. A tie-breaker asks nobody. */
@@ -126,16 +136,12 @@ export class MirroredRegion {
   async #ask(): Promise<void> {
     this.#current = undefined;
     const inReach = this.#voters().filter(({ isInReach }) => isInReach);
-    if (this.#arbiter === undefined || 2 * inReach.length <= votersOf(this.region).length) return;
-    const late = new AbortController();
-    const timer = this.#options.environment.clock.setTimer(ASK_MS, () => late.abort());
+    if (this.#asked === undefined || 2 * inReach.length <= votersOf(this.region).length) return;
     try {
-      const result = await this.#arbiter.compareAndSwap('', '', late.signal);
+      const result = await this.#asked.compareAndSwap('', '');
       this.#current = result.swapped ? '' : result.current;
     } catch (error) {
       if (!(error instanceof HoldfastError)) throw error;
-    } finally {
-      timer.cancel();
     }
   }
 
@@ -187,4 +193,27 @@ export class MirroredRegion {
   close(): Promise<void> {
     return this.#held.close();
   }
+}
+
+/** Gives up after so long: what was asked may be decided later, as after any ERR_HOLDFAST_NO_MAJORITY. */
+function withinMs(limitMs: number, arbiter: Arbiter, clock: Clock): Arbiter {
+  return {
+    async compareAndSwap(expected, next, signal) {
+      const late = new AbortController();
+      const timer = clock.setTimer(limitMs, () => late.abort());
+      const either = signal === undefined ? late.signal : AbortSignal.any([late.signal, signal]);
+      try {
+        return await arbiter.compareAndSwap(expected, next, either);
+      } catch (error) {
+        if (!late.signal.aborted || signal?.aborted) throw error;
+        throw new HoldfastError(
+          'ERR_HOLDFAST_NO_MAJORITY',
+          `no majority of the voters has said within ${limitMs} ms how the region stands; holdfast status says who is away`,
+          { cause: error },
+        );
+      } finally {
+        timer.cancel();
+      }
+    },
+  };
 }

@@ -200,6 +200,8 @@ describe('a mirrored region', () => {
     const vain = [ask('b', 'memory-delete-region', { name: 'orders' }), memory.openWriter(ORDERS)];
     const failures = await Promise.all(vain.map(refused));
     expect(failures.map(({ code }) => code)).toEqual(['ERR_HOLDFAST_NO_MAJORITY', 'ERR_HOLDFAST_NO_MAJORITY']);
+    // The manager has other regions, whose users wait meanwhile.
+    expect(failures[0]!.message).toContain('within 1000 ms');
   });
 
   it('is not used in one unit alone, nor deleted where it is in sync', async () => {
