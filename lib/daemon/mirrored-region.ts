@@ -3,9 +3,10 @@
  * vote, and how the region stands. The node with the manager of one of the units proposes, too: for itself, before it
  * lets anybody in, and for the region's users. A tie-breaker only votes.
  */
+import { createHash } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
 import type { Environment } from '../base/environment.ts';
-import { HoldfastError } from '../base/errors.ts';
+import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import type { MirroredLeg } from '../checkpoint/mirror-admission.ts';
 import { type Leg, parseStanding } from '../checkpoint/mirror-standing.ts';
 import type { LegRebuild } from '../checkpoint/rebuild-report.ts';
@@ -28,8 +29,10 @@ function votersOf({ units, tieBreaker }: MirroredRegionConfig): string[] {
   return [...units.map(({ manager }) => manager), tieBreaker.node];
 }
 
-function ownerOf(config: NodeConfig, region: MirroredRegionConfig): VoterFileOwner {
-  return { registerId: region.id, nodeName: config.name };
+/** Bound to the units in their order, too: the other way round the register would call the stale one in sync. */
+function ownerOf(config: NodeConfig, { id, units }: MirroredRegionConfig): VoterFileOwner {
+  const bound = createHash('sha256').update([id, ...units.map(({ unit }) => unit)].join('\n'));
+  return { registerId: bound.digest('hex').slice(0, 32), nodeName: config.name };
 }
 
 /** The file of this node's vote. */
@@ -68,12 +71,24 @@ export async function openMirroredRegion(
   try {
     const path = stateFileOf(config, region);
     const missing = `the vote of ${config.name} in the mirrored region "${region.name}" is not here; if the region is new, run: holdfast memory create ${config.source} --node ${config.name}. If the file is lost, docs/config.md says when it may be made anew`;
-    const store = await openStateFile(path, ownerOf(config, region), held, missing);
+    const store = await openStateFile(path, ownerOf(config, region), held, missing).catch((error: unknown) => {
+      throw withOrder(error, region);
+    });
     return new MirroredRegion(config, region, options, store, held);
   } catch (error) {
     await held.close().catch(() => {});
     throw error;
   }
+}
+
+function withOrder(error: unknown, { name, units }: MirroredRegionConfig): unknown {
+  if (!isHoldfastError(error, 'ERR_HOLDFAST_METADATA_MISMATCH')) return error;
+  const order = units.map(({ unit }) => unit).join(', ');
+  return new HoldfastError(
+    'ERR_HOLDFAST_METADATA_MISMATCH',
+    `${error.message}. It is the vote on another region, or was made when the units of "${name}" were not ${order}, in this order; a region that is mirrored in another way needs a new id`,
+    { cause: error },
+  );
 }
 
 /** A region's vote at this node. */

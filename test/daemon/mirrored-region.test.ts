@@ -144,6 +144,17 @@ describe('the file of a vote', () => {
   });
 });
 
+it('units that change places in the configuration are found out: the stale one would be taken for the one in sync', async () => {
+  await create('tie');
+  office.config.mirroredRegions[0].units.reverse();
+  office.save();
+  const { code, message } = await refused(office.start('tie'));
+  expect([code, message]).toEqual([
+    'ERR_HOLDFAST_METADATA_MISMATCH',
+    expect.stringContaining('the units of "orders" were not b, a, in this order'),
+  ]);
+});
+
 describe('a mirrored region', () => {
   it('is shown from its first writer on, as its units go and come back', async () => {
     const daemons = await startAll();
