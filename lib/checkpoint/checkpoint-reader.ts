@@ -84,7 +84,7 @@ export class CheckpointReader<T = Uint8Array> {
   /** After records that were given and not cleared, ascending. */
   #ends: RingPosition[] = [];
   #reading = false;
-  /** The last portion was as long as it was allowed to be: there is more. */
+  /** The last portion was as long as it was allowed to be, or could be: there is more. */
   #isMuch = false;
   #wantsCleared: number;
   #clearing: Promise<void> | undefined;
@@ -306,7 +306,8 @@ export class CheckpointReader<T = Uint8Array> {
       };
       const options = { expectedBytes: maxBytes, isMuch: this.#isMuch, into, ...(signal !== undefined && { signal }) };
       const after = await scanChain(this.#access, this.#region, from, visit, options);
-      this.#isMuch = bytes >= Math.min(maxBytes, (into?.length ?? maxBytes) / 2);
+      // The next one may not have fitted into the memory that was given.
+      this.#isMuch = bytes >= Math.min(maxBytes, into === undefined ? maxBytes : into.length / 2);
       if (records.length > 0) {
         if (records[0]!.sequence !== this.#given + 1) throw this.#gap(records[0]!.sequence);
         await behind.end(after);

@@ -559,6 +559,24 @@ test('a portion goes into the memory that is given, as far as it fits', async ()
   expect(stamps(await reader.drain({ into, maxBytes: 1 }))).toEqual(pairs(242, 242));
 });
 
+test('behind a portion that was shorter than it was allowed to be little is read ahead', async () => {
+  const recorder = await formatted(4 * 1024 * 1024);
+  const { access } = backupAccess(recorder);
+  await using writer = await CheckpointWriter.open(recorder.access());
+  let bytes = 0;
+  const read: RegionAccess['read'] = (address, target, options) => {
+    bytes += target.length;
+    return access.read(address, target, options);
+  };
+  const reader = await CheckpointReader.open(Object.assign(Object.create(access), { read }));
+  await Promise.all(range(1, 7).map((each) => writer.append(stamped(each, 100_000))));
+  expect(stamps(await reader.drain({ maxBytes: 1_000_000 }))).toEqual(pairs(1, 7));
+  bytes = 0;
+  await writer.append(stamped(8, 8));
+  expect(stamps(await reader.drain({ maxBytes: 1_000_000 }))).toEqual(pairs(8, 8));
+  expect(bytes).toBeLessThan(500_000);
+});
+
 test('a region is formatted once; anew only when that is asked for, and then nothing of before counts', async () => {
   const recorder = await formatted(16 * 1024);
   const again = (replace: boolean) =>
