@@ -20,32 +20,21 @@ import { createPeerNode } from '../peer/node.ts';
 import type { PeerNode } from '../peer/peer.ts';
 import { checkLinearizable, INITIAL_VALUE, type Operation } from './history.ts';
 import { SimulatedCluster, type SimulatedEnvironment, type SimulatedNode } from './simulated-cluster.ts';
-import { SimulatedMemory } from './simulated-memory.ts';
 import { FAULTLESS_LINK } from './simulated-network.ts';
 import type { SimulatedRandom } from './simulated-random.ts';
+import { addressOf, LOSSY_LINK, nodeOptions, SimulatedUnit } from './simulated-unit.ts';
 
 const UNIT = 'unit';
 const NAMES = ['a', 'b'] as const;
 const REGION = 'pair';
-const CLUSTER_KEY = new Uint8Array(32).fill(9);
-const UNIT_ADDRESS = { kind: 'tcp', host: UNIT, port: 7000 } as const;
 const KIB = 1024;
 const MEMORY_BYTES = 1024 * KIB;
 const RECORDS_BYTES = 64 * KIB;
-const LEASE_MS = 300;
 const KEYS = 3;
 const CLIENTS = 3;
 /** In which everything that must come must have come once the faults are over. */
 const LIVENESS_LIMIT_MS = 60_000;
 const CLIENT_PATIENCE_MS = 2000;
-const LOSSY_LINK = {
-  delayMaxMs: 10,
-  dropRate: 0.001,
-  duplicateRate: 0.001,
-  reorderRate: 0.001,
-  resetRate: 0.001,
-  stallRate: 0.01,
-};
 
 type Update = readonly [key: number, value: number, filling: string];
 interface State {
@@ -112,7 +101,7 @@ class PairSimulation {
   readonly #cluster: SimulatedCluster;
   readonly #random: SimulatedRandom;
   readonly #plan: PairPlan;
-  readonly #memory: SimulatedMemory;
+  readonly #unit: SimulatedUnit;
   readonly #pairs = new Map<string, Pair>();
   readonly #history: Operation[][] = Array.from({ length: KEYS }, () => []);
   #time = 0;
@@ -128,16 +117,7 @@ class PairSimulation {
     this.#random = this.#cluster.random.fork('pair');
     this.#plan = drawPlan(this.#random);
     const { persistMs } = this.#plan;
-    this.#memory = new SimulatedMemory({
-      random: this.#cluster.random.fork('memory'),
-      sizeBytes: MEMORY_BYTES,
-      clock: {
-        nowMs: () => 0,
-        wallMs: () => 0,
-        setTimer: (ms, back) => this.#cluster.scheduler.schedule(ms * 1000, back),
-      },
-      persistLatencyMs: [persistMs / 10, persistMs],
-    });
+    this.#unit = new SimulatedUnit(this.#cluster, UNIT, { sizeBytes: MEMORY_BYTES, persistMs, label: 'memory' });
   }
 
   result(failure: string | undefined): PairSimulationResult {
@@ -182,12 +162,11 @@ class PairSimulation {
   // Machines
 
   async #startUnit(isFirst: boolean): Promise<void> {
-    const machine = this.#cluster.node(UNIT);
-    const { process, environment } = machine;
-    const memory = this.#memory.open((answer) => process.run(answer));
+    const { environment } = this.#unit.machine;
+    const memory = this.#unit.open();
     const node = createPeerNode({
-      ...this.#peerOptions(environment, UNIT),
-      listen: UNIT_ADDRESS,
+      ...nodeOptions(environment, UNIT),
+      listen: addressOf(UNIT),
       peers: [...NAMES, 'owner'].map((name) => ({ name, addresses: [] })),
     });
     const unit = createMemoryUnit({ name: UNIT, memory, clock: environment.clock, node, recordsBytes: RECORDS_BYTES });
@@ -198,22 +177,10 @@ class PairSimulation {
     await node.start();
   }
 
-  #peerOptions(environment: SimulatedEnvironment, name: string) {
-    return {
-      environment,
-      name,
-      clusterId: 'simulation',
-      key: CLUSTER_KEY,
-      link: 'dedicated',
-      leaseMs: LEASE_MS,
-      heartbeatMs: LEASE_MS / 5,
-    } as const;
-  }
-
   #connect(name: string, environment: SimulatedEnvironment): { node: PeerNode; client: MemoryClient } {
     const node = createPeerNode({
-      ...this.#peerOptions(environment, name),
-      peers: [{ name: UNIT, addresses: [UNIT_ADDRESS] }],
+      ...nodeOptions(environment, name),
+      peers: [{ name: UNIT, addresses: [addressOf(UNIT)] }],
     });
     const { clock } = environment;
     return { node, client: new MemoryClient({ node, clock, manager: UNIT, unit: UNIT, transport: openAccess }) };
@@ -312,27 +279,19 @@ class PairSimulation {
   }
 
   #killUnit(withPower: boolean): void {
-    const machine = this.#cluster.node(UNIT);
-    if (!machine.process.alive) return;
-    if (withPower) {
-      machine.cutPower();
-      this.#memory.crash();
-    } else {
-      machine.kill();
-      this.#memory.kill();
-    }
+    if (!this.#unit.machine.process.alive) return;
+    this.#unit.kill(withPower);
     this.#later(this.#random.between(1, 1000), () => this.#restartUnit());
   }
 
   #cutInTheMiddleOfAStore(): void {
-    this.#memory.crashAtStore(1 + this.#random.below(40), () => {
-      this.#cluster.node(UNIT).cutPower();
+    this.#unit.cutPowerAtStore(1 + this.#random.below(40), () => {
       this.#later(this.#random.between(1, 1000), () => this.#restartUnit());
     });
   }
 
   #restartUnit(): void {
-    const machine = this.#cluster.node(UNIT);
+    const { machine } = this.#unit;
     if (machine.process.alive) return;
     machine.restart();
     const { process } = machine;
@@ -358,7 +317,7 @@ class PairSimulation {
       if (machine.process.paused) machine.process.resume();
       this.#restart(machine);
     }
-    this.#memory.crashAtStore(Number.MAX_SAFE_INTEGER, () => {});
+    this.#unit.spare();
     this.#restartUnit();
     this.#note('healed');
   }
