@@ -7,10 +7,10 @@
  *
  * One seed decides everything: the same seed leaves the same trace.
  */
-import { HoldfastError, isHoldfastError } from '../base/errors.ts';
+import { HoldfastError } from '../base/errors.ts';
 import { MirroredAccess } from '../checkpoint/mirrored-access.ts';
 import { MirroredReader } from '../checkpoint/mirrored-reader.ts';
-import { checkLinearizable } from './history.ts';
+import { codeOf, pass, RegionWords, WORDS, WORDS_BYTES, type WordWriter } from './region-words.ts';
 import { Scheduler } from './scheduler.ts';
 import { SimulatedClock, SimulatedProcess } from './simulated-clock.ts';
 import { SimulatedRandom } from './simulated-random.ts';
@@ -21,22 +21,13 @@ import {
   SimulatedRegionUnit,
   SimulatedRegister,
 } from './simulated-region-units.ts';
-import { Histories, stamp } from './stamps.ts';
 import { Trace } from './trace.ts';
 
-const WORD_BYTES = 8;
-const WORDS = 48;
-/** Four to a line of memory: what is lost together does not belong together. */
-const WORD_STRIDE_BYTES = 16;
-/** Behind the words: what guarded writes are conditional on. */
-const FENCE_ADDRESS = WORDS * WORD_STRIDE_BYTES;
-const REGION_BYTES = FENCE_ADDRESS + 64;
+const REGION_BYTES = WORDS_BYTES;
 const CHUNK_BYTES = 128;
 const FAULTS_MS = 1500;
 const LIVENESS_LIMIT_MS = 30_000;
-const WORKERS = 3;
 const ATTEMPTS_MAX = 5;
-const LINES_MOST = 30;
 
 /** What became of one seed. */
 export interface RegionSimulationResult {
@@ -73,10 +64,7 @@ interface RegionProcess extends RegionClient {
 
 interface Writer extends RegionProcess {
   access: MirroredAccess | undefined;
-  /** What it has put behind the words, if its writes are guarded. */
-  fence: bigint | undefined;
-  /** Words that it has stored and not yet made durable: it does not read them. */
-  readonly volatile: Set<number>;
+  words: WordWriter | undefined;
 }
 
 class MirroredRegionSimulation {
@@ -84,7 +72,7 @@ class MirroredRegionSimulation {
   readonly #world: RegionWorld;
   readonly #trace: Trace;
   readonly #random: SimulatedRandom;
-  readonly #histories = new Histories();
+  readonly #words: RegionWords;
   readonly #register: SimulatedRegister;
   readonly #units: readonly [SimulatedRegionUnit, SimulatedRegionUnit];
   readonly #writers: Writer[] = [];
@@ -92,11 +80,6 @@ class MirroredRegionSimulation {
   #faults = 0;
   #takeOvers = 0;
   #rebuilds = 0;
-  #backupReads = 0;
-  /** The word that was written to last: what can be read there is least safe. */
-  #newest = 0;
-  #failure: string | undefined;
-  #isOver = false;
 
   constructor(seed: number, keepLines: number) {
     const scheduler = new Scheduler();
@@ -105,6 +88,7 @@ class MirroredRegionSimulation {
     this.#trace = new Trace({ keepLines });
     const note = (line: string): void => this.#trace.add(`${scheduler.nowUs} ${line}`);
     this.#world = { scheduler, random: new SimulatedRandom(seed, 'world'), note };
+    this.#words = new RegionWords(note);
     this.#register = new SimulatedRegister(this.#world);
     const unit = (leg: 0 | 1) =>
       new SimulatedRegionUnit(this.#world, this.#register, `unit-${'ab'[leg]}`, leg, REGION_BYTES);
@@ -113,17 +97,17 @@ class MirroredRegionSimulation {
   }
 
   result(failure: string | undefined): RegionSimulationResult {
-    const operations = new Set([...this.#histories.blocks.values()].flat());
+    const { histories, unended, backupReads } = this.#words;
     return {
       seed: this.#seed,
-      failure: this.#failure ?? failure,
+      failure: this.#words.failure ?? failure,
       traceHash: this.#trace.hash(),
-      operations: this.#histories.operations,
-      unended: [...operations].filter(({ end }) => end === Number.POSITIVE_INFINITY).length,
+      operations: histories.operations,
+      unended,
       faults: this.#faults,
       takeOvers: this.#takeOvers,
       rebuilds: this.#rebuilds,
-      backupReads: this.#backupReads,
+      backupReads,
       trace: this.#trace.lastLines(),
     };
   }
@@ -135,12 +119,12 @@ class MirroredRegionSimulation {
     await scheduler.runFor(this.#random.between(20, 60));
     this.#register.lossRate = this.#random.chance(0.5) ? 0.1 : 0;
     const endMs = scheduler.nowMs + FAULTS_MS;
-    while (scheduler.nowMs < endMs && this.#failure === undefined) {
+    while (scheduler.nowMs < endMs && this.#words.failure === undefined) {
       await scheduler.runFor(this.#random.between(1, 60));
       this.#fault();
     }
     await this.#heal();
-    return this.#judge();
+    return this.#words.judge();
   }
 
   // Faults
@@ -219,8 +203,7 @@ class MirroredRegionSimulation {
     const writer: Writer = {
       ...this.#newProcess(name),
       access: undefined,
-      fence: undefined,
-      volatile: new Set(),
+      words: undefined,
     };
     this.#world.note(`${name} starts`);
     this.#writers.push(writer);
@@ -240,55 +223,36 @@ class MirroredRegionSimulation {
     const { clock, random } = backup;
     const legs = legsOf(this.#units, backup);
     const arbiter = this.#register.arbiterOf(backup);
-    while (!this.#isOver) {
+    while (!this.#words.isOver) {
       try {
         await using reader = await MirroredReader.open({ clock, legs, arbiter, legMs: 50, whenLegAway: 'wait' });
-        while (!this.#isOver)
-          await this.#readAsBackup(backup, reader, random.chance(0.5) ? this.#newest : random.below(WORDS));
+        while (!this.#words.isOver) {
+          await this.#words.readAsBackup(reader, random.chance(0.5) ? this.#words.newest : random.below(WORDS));
+          await pass(backup, random.between(0, 10));
+        }
       } catch (error) {
         this.#world.note(`the backup is interrupted: ${codeOf(error)}`);
-        await this.#pass(backup, random.between(1, 20));
+        await pass(backup, random.between(1, 20));
       }
     }
-  }
-
-  async #readAsBackup(backup: RegionProcess, reader: MirroredReader, word: number): Promise<void> {
-    const operation = this.#histories.begin('read', word);
-    const bytes = new Uint8Array(WORD_BYTES);
-    await reader.read(addressOf(word), bytes);
-    this.#histories.endRead(operation, bytes);
-    this.#backupReads += 1;
-    await this.#pass(backup, backup.random.between(0, 10));
   }
 
   /** Until another has taken over. */
   async #live(writer: Writer): Promise<void> {
-    while (this.#writers.at(-1) === writer && !this.#isOver) {
+    while (this.#writers.at(-1) === writer && !this.#words.isOver) {
       try {
         writer.access = await this.#open(writer);
       } catch (error) {
         this.#world.note(`${writer.name} is not let in: ${codeOf(error)}`);
-        await this.#pass(writer, writer.random.between(5, 40));
+        await pass(writer, writer.random.between(5, 40));
         continue;
       }
       this.#takeOvers += 1;
       this.#world.note(`${writer.name} is let in`);
-      await this.#raiseFence(writer, writer.access).catch(() => writer.access?.close());
-      await Promise.all(Array.from({ length: WORKERS }, () => this.#work(writer, writer.access!)));
+      writer.words = this.#words.writer(writer, writer.access);
+      await writer.words.work();
       this.#world.note(`${writer.name} ends: ${writer.access.failure?.code}`);
-      writer.volatile.clear();
     }
-  }
-
-  /** As writers of checkpoints do. */
-  async #raiseFence(writer: Writer, access: MirroredAccess): Promise<void> {
-    writer.fence = undefined;
-    if (writer.random.chance(0.3)) return;
-    const fence = BigInt(access.epoch);
-    const word = new Uint8Array(WORD_BYTES);
-    await access.readConfirmed(FENCE_ADDRESS, word);
-    if ((await access.compareAndSwap(FENCE_ADDRESS, wordOf(word), fence, { persist: true })) === wordOf(word))
-      writer.fence = fence;
   }
 
   #open(writer: Writer): Promise<MirroredAccess> {
@@ -306,83 +270,6 @@ class MirroredRegionSimulation {
         if (rebuild?.doneBytes === 0) this.#rebuilds += 1;
       },
     });
-  }
-
-  async #work(writer: Writer, access: MirroredAccess): Promise<void> {
-    const { random } = writer;
-    while (access.open && !this.#isOver) {
-      const word = random.below(WORDS);
-      const count = 1 + random.below(Math.min(4, WORDS - word));
-      try {
-        const draw = random.between(0, 10);
-        if (draw < 4) await this.#readOne(writer, access, word);
-        else if (draw < 8) await this.#write(writer, access, word, count, true);
-        else if (draw < 9) await this.#write(writer, access, word, count, false);
-        else if (draw < 9.5 || writer.fence === undefined) await this.#swap(access, word);
-        else await this.#refused(access, word, writer.fence);
-      } catch (error) {
-        if (access.open && !isHoldfastError(error, 'ERR_HOLDFAST_NO_MAJORITY')) {
-          this.#failure ??= `${writer.name} is open, and a command fails: ${error instanceof Error ? error.stack : error}`;
-          return;
-        }
-      }
-      await this.#pass(writer, random.between(0, 4));
-    }
-  }
-
-  async #readOne(writer: Writer, access: MirroredAccess, word: number): Promise<void> {
-    if (writer.volatile.has(word)) return;
-    const operation = this.#histories.begin('read', word);
-    const bytes = new Uint8Array(WORD_BYTES);
-    await access.readConfirmed(addressOf(word), bytes);
-    if (!writer.volatile.has(word)) this.#histories.endRead(operation, bytes);
-  }
-
-  /** Ends when it is durable. */
-  async #write(writer: Writer, access: MirroredAccess, word: number, count: number, persist: boolean): Promise<void> {
-    const operation = this.#histories.begin('write', word, count);
-    this.#newest = word;
-    const words = Array.from({ length: count }, (_, index) => word + index);
-    const bytes = new Uint8Array(WORD_STRIDE_BYTES * count);
-    stamp(bytes, operation.value);
-    if (!persist) for (const each of words) writer.volatile.add(each);
-    const guard = writer.fence === undefined ? {} : { guard: { address: FENCE_ADDRESS, expected: writer.fence } };
-    await access.write(addressOf(word), [bytes.subarray(0, 24), bytes.subarray(24)], { persist, ...guard });
-    if (!persist) {
-      await access.persist(addressOf(word), bytes.length);
-      for (const each of words) writer.volatile.delete(each);
-    }
-    this.#histories.endWrite(operation, true);
-    this.#world.note(`${writer.name} has written ${operation.value} from word ${word} on`);
-  }
-
-  /** What it finds is not confirmed, so it is not judged; what it stores is. */
-  async #swap(access: MirroredAccess, word: number): Promise<void> {
-    const old = new Uint8Array(WORD_BYTES);
-    await access.read(addressOf(word), old);
-    const operation = this.#histories.begin('write', word);
-    const bytes = new Uint8Array(WORD_BYTES);
-    stamp(bytes, operation.value);
-    const [expected, desired] = [wordOf(old), wordOf(bytes)];
-    const found = await access.compareAndSwap(addressOf(word), expected, desired, { persist: true });
-    if (found === expected) this.#histories.endWrite(operation, true);
-  }
-
-  /** By a guard that does not hold. Its value is not in the history: nobody may ever read it. */
-  async #refused(access: MirroredAccess, word: number, fence: bigint): Promise<void> {
-    const bytes = new Uint8Array(WORD_BYTES);
-    stamp(bytes, -5);
-    const guard = { address: FENCE_ADDRESS, expected: fence + 1n };
-    try {
-      await access.write(addressOf(word), [bytes], { persist: true, guard });
-      this.#failure ??= 'a guard that does not hold lets a write through';
-    } catch (error) {
-      if (!isHoldfastError(error, 'ERR_HOLDFAST_FENCED')) throw error;
-    }
-  }
-
-  #pass(writer: RegionProcess, delayMs: number): Promise<void> {
-    return new Promise((resolve) => writer.clock.setTimer(delayMs, resolve));
   }
 
   // The end
@@ -408,22 +295,22 @@ class MirroredRegionSimulation {
     const last = this.#startWriter();
     const isInSync = (): boolean => last.access?.status.legs.every(({ state }) => state === 'in-sync') === true;
     let isRead = false;
-    for (let attempt = 0; attempt < ATTEMPTS_MAX && !isRead && this.#failure === undefined; attempt++) {
+    for (let attempt = 0; attempt < ATTEMPTS_MAX && !isRead && this.#words.failure === undefined; attempt++) {
       await this.#until(isInSync, 'a new writer is let in, and both legs are in sync');
-      isRead = await this.#readAll(last, last.access!);
+      isRead = await this.#readAll(last);
     }
-    if (this.#failure !== undefined) return;
+    if (this.#words.failure !== undefined) return;
     if (!isRead) throw new HoldfastError('ERR_HOLDFAST_TIMEOUT', 'not in time: the new writer reads all');
     const { access } = last;
-    this.#isOver = true;
+    this.#words.isOver = true;
     await this.#world.scheduler.runFor(200);
     await access!.close();
     this.#compareLegs();
   }
 
   /** False if one from before has taken over meanwhile: it was on its way. */
-  async #readAll(writer: Writer, access: MirroredAccess): Promise<boolean> {
-    const all = Array.from({ length: WORDS }, (_, word) => this.#readOne(writer, access, word));
+  async #readAll(writer: Writer): Promise<boolean> {
+    const all = Array.from({ length: WORDS }, (_, word) => writer.words!.readOne(word));
     const results = Promise.allSettled(all);
     return (await this.#world.scheduler.runUntil(results, LIVENESS_LIMIT_MS)).every(
       ({ status }) => status === 'fulfilled',
@@ -437,37 +324,14 @@ class MirroredRegionSimulation {
       unit.read(0, bytes);
       return bytes;
     }) as [Uint8Array, Uint8Array];
-    if (Buffer.compare(first, second) !== 0) this.#failure ??= 'the legs differ in the end';
-  }
-
-  #judge(): string | undefined {
-    for (const [word, history] of this.#histories.blocks) {
-      const found = checkLinearizable(history);
-      if (found === undefined) continue;
-      const values = new Set(found.operations.map(({ value }) => value));
-      const about = history.filter(({ value }) => values.has(value)).slice(0, LINES_MOST);
-      return `word ${word}: ${found.rule}\n${about.map((operation) => JSON.stringify(operation)).join('\n')}`;
-    }
-    return undefined;
+    if (Buffer.compare(first, second) !== 0) this.#words.failure ??= 'the legs differ in the end';
   }
 
   async #until(condition: () => boolean, what: string): Promise<void> {
     const { scheduler } = this.#world;
     const limitMs = scheduler.nowMs + LIVENESS_LIMIT_MS;
-    await scheduler.run(() => condition() || scheduler.nowMs >= limitMs || this.#failure !== undefined);
-    if (condition() || this.#failure !== undefined) return;
+    await scheduler.run(() => condition() || scheduler.nowMs >= limitMs || this.#words.failure !== undefined);
+    if (condition() || this.#words.failure !== undefined) return;
     throw new HoldfastError('ERR_HOLDFAST_TIMEOUT', `not in time: ${what}`);
   }
-}
-
-function addressOf(word: number): number {
-  return word * WORD_STRIDE_BYTES;
-}
-
-function wordOf(bytes: Uint8Array): bigint {
-  return new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true);
-}
-
-function codeOf(error: unknown): string {
-  return isHoldfastError(error) ? error.code : String(error);
 }
