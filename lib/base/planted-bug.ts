@@ -28,6 +28,15 @@ export const PLANTED_REGION_BUGS = [
   'mirror-read-not-persisted',
 ] as const;
 
+/** Those that the simulation of real units with a mirrored region finds. */
+export const PLANTED_MIRRORED_BUGS = [
+  'acknowledged-before-swap',
+  'stale-leg-admitted',
+  'take-over-without-compare',
+  'mirror-read-not-persisted',
+  'unit-answers-before-persist',
+] as const;
+
 /** Those of checkpoints: the exploration of store orders and the races of writer and reader find them. */
 export const PLANTED_CHECKPOINT_BUGS = [
   'record-checksum-unchecked',
@@ -51,6 +60,7 @@ export const PLANTED_PAIR_BUGS = [
 export type PlantedBug =
   | (typeof PLANTED_BUGS)[number]
   | (typeof PLANTED_REGION_BUGS)[number]
+  | (typeof PLANTED_MIRRORED_BUGS)[number]
   | (typeof PLANTED_CHECKPOINT_BUGS)[number]
   | (typeof PLANTED_PAIR_BUGS)[number];
 

@@ -32,6 +32,11 @@ export {
   type Violation,
 } from './history.ts';
 export { type SimulationOptions, type SimulationResult, simulateMirror } from './mirror-simulation.ts';
+export {
+  type MirroredUnitsPlan,
+  type MirroredUnitsResult,
+  simulateMirroredUnits,
+} from './mirrored-units-simulation.ts';
 export { type PairPlan, type PairSimulationResult, simulatePair } from './pair-simulation.ts';
 export { type RunEnd, Scheduler } from './scheduler.ts';
 export { SimulatedClock, SimulatedProcess } from './simulated-clock.ts';

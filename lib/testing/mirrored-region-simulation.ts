@@ -24,6 +24,7 @@ import {
 import { Trace } from './trace.ts';
 
 const REGION_BYTES = WORDS_BYTES;
+const PACE_MS = 4;
 const CHUNK_BYTES = 128;
 const FAULTS_MS = 1500;
 const LIVENESS_LIMIT_MS = 30_000;
@@ -88,7 +89,7 @@ class MirroredRegionSimulation {
     this.#trace = new Trace({ keepLines });
     const note = (line: string): void => this.#trace.add(`${scheduler.nowUs} ${line}`);
     this.#world = { scheduler, random: new SimulatedRandom(seed, 'world'), note };
-    this.#words = new RegionWords(note);
+    this.#words = new RegionWords(note, PACE_MS);
     this.#register = new SimulatedRegister(this.#world);
     const unit = (leg: 0 | 1) =>
       new SimulatedRegionUnit(this.#world, this.#register, `unit-${'ab'[leg]}`, leg, REGION_BYTES);

@@ -33,6 +33,8 @@ export interface RegionUser {
 export class RegionWords {
   readonly histories = new Histories();
   readonly #note: (line: string) => void;
+  /** Between two commands of a writer, at most. */
+  readonly paceMs: number;
   /** Of a backup. */
   backupReads = 0;
   /** Acknowledged. */
@@ -40,11 +42,14 @@ export class RegionWords {
   isOver = false;
   /** That was written to last: what can be read there is least safe. */
   newest = 0;
+  /** Writers only read. */
+  isQuiet = false;
   /** What went wrong first. */
   failure: string | undefined;
 
-  constructor(note: (line: string) => void) {
+  constructor(note: (line: string) => void, paceMs: number) {
     this.#note = note;
+    this.paceMs = paceMs;
   }
 
   get unended(): number {
@@ -129,7 +134,7 @@ export class WordWriter {
       const word = random.below(WORDS);
       const count = 1 + random.below(Math.min(4, WORDS - word));
       try {
-        const draw = random.between(0, 10);
+        const draw = this.#words.isQuiet ? 0 : random.between(0, 10);
         if (draw < 4) await this.readOne(word);
         else if (draw < 8) await this.#write(word, count, true);
         else if (draw < 9) await this.#write(word, count, false);
@@ -142,7 +147,7 @@ export class WordWriter {
           return;
         }
       }
-      await pass(this.#user, random.between(0, 4));
+      await pass(this.#user, random.between(0, this.#words.paceMs));
     }
   }
 

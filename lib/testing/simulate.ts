@@ -1,8 +1,9 @@
 /**
- * `npm run simulate -- --seeds N [--of volume|region|pair] [--seed S] [--jobs J] [--plant BUG] [--verbose]`: runs N seeds
- * from S (default: a random start) of the simulation of a mirrored volume (default), a mirrored region of two memory units
- * or a process pair, J at a time (default: one a processor). Prints each failing seed with what went wrong and how to run
- * it again; the last line is `N passed, N failed`. Exit status 1 if any failed.
+ * `npm run simulate -- --seeds N [--of volume|region|mirrored|pair] [--seed S] [--jobs J] [--plant BUG] [--verbose]`: runs
+ * N seeds from S (default: a random start) of the simulation of a mirrored volume (default), a mirrored region (over two
+ * memory units that are modelled; `mirrored`: over real ones) or a process pair, J at a time (default: one a processor).
+ * Prints each failing seed with what went wrong and how to run it again; the last line is `N passed, N failed`. Exit
+ * status 1 if any failed.
  *
  * `--plant BUG` puts a known bug in, and stops at the first seed that finds it; exit status 1 if none does.
  */

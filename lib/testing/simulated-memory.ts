@@ -9,6 +9,7 @@
  *   may have happened. `onCrash` is called then; what the process does after that has no effect.
  * - `persist` takes a random time; what is stored meanwhile is not covered by it, or is.
  * - `failPersists()`: the next persist fails, and every one after it until the memory is opened again.
+ * - `hangPersists()`: no persist ends until `resumePersists()`; whoever dies meanwhile hears nothing of it.
  *
  * The memory outlives the faces that `open` gives; there is one at a time.
  */
@@ -141,6 +142,8 @@ export class SimulatedMemory {
   readonly #lines: Lines;
   #crash: { readonly atStore: number; readonly onCrash: () => void } | undefined;
   #persistsFail = false;
+  /** Those that hang; undefined: none has to. */
+  #hanging: (() => void)[] | undefined;
   #face: SimulatedFace | undefined;
 
   constructor(options: SimulatedMemoryOptions) {
@@ -201,6 +204,17 @@ export class SimulatedMemory {
     this.#persistsFail = true;
   }
 
+  /** No persist that is under way or comes ends until `resumePersists`. */
+  hangPersists(): void {
+    this.#hanging ??= [];
+  }
+
+  resumePersists(): void {
+    const hanging = this.#hanging ?? [];
+    this.#hanging = undefined;
+    for (const goOn of hanging) goOn();
+  }
+
   /** What a power cut now could not take back: for checkers. */
   peekDurable(offset: number, into: Uint8Array): void {
     this.#lines.readDurable(offset, into);
@@ -225,6 +239,7 @@ export class SimulatedMemory {
   ): Promise<void> {
     const written = this.#lines.snapshot(offset, length);
     await this.#pass();
+    while (this.#hanging !== undefined) await this.#resumed(this.#hanging);
     // The power has gone meanwhile, or the process: nobody hears of it.
     if (face !== this.#face) return new Promise(() => {});
     const failed = this.#persistsFail;
@@ -234,6 +249,10 @@ export class SimulatedMemory {
       throw new HoldfastError('ERR_HOLDFAST_FLUSH_FAILED', 'the memory could not be made durable; open it again', {
         errno: 'EIO',
       });
+  }
+
+  #resumed(hanging: (() => void)[]): Promise<void> {
+    return new Promise((resolve) => void hanging.push(resolve));
   }
 
   #pass(): Promise<void> {

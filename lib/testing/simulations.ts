@@ -1,7 +1,14 @@
 /** The simulations that `npm run simulate` knows, under one face. */
-import { PLANTED_BUGS, PLANTED_PAIR_BUGS, PLANTED_REGION_BUGS, type PlantedBug } from '../base/planted-bug.ts';
+import {
+  PLANTED_BUGS,
+  PLANTED_MIRRORED_BUGS,
+  PLANTED_PAIR_BUGS,
+  PLANTED_REGION_BUGS,
+  type PlantedBug,
+} from '../base/planted-bug.ts';
 import { simulateMirror } from './mirror-simulation.ts';
 import { simulateMirroredRegion } from './mirrored-region-simulation.ts';
+import { simulateMirroredUnits } from './mirrored-units-simulation.ts';
 import { simulatePair } from './pair-simulation.ts';
 
 /** What became of one seed, of whatever it is a seed of. */
@@ -24,7 +31,7 @@ export interface Simulation {
   run(seed: number, keepLines: number): Promise<SeedResult>;
 }
 
-export const SIMULATION_NAMES = ['volume', 'region', 'pair'] as const;
+export const SIMULATION_NAMES = ['volume', 'region', 'mirrored', 'pair'] as const;
 export type SimulationName = (typeof SIMULATION_NAMES)[number];
 
 export const SIMULATIONS: Readonly<Record<SimulationName, Simulation>> = {
@@ -42,6 +49,17 @@ export const SIMULATIONS: Readonly<Record<SimulationName, Simulation>> = {
       const { operations, unended, takeOvers, rebuilds, ...result } = await simulateMirroredRegion(seed, keepLines);
       const counts = `${operations} operations (${unended} without end), ${takeOvers} take-overs, ${rebuilds} rebuilds`;
       return { ...result, seed, lost: false, summary: counts };
+    },
+  },
+  mirrored: {
+    bugs: PLANTED_MIRRORED_BUGS,
+    async run(seed, keepLines) {
+      const { plan, operations, unended, faults, takeOvers, rebuilds, ...result } = await simulateMirroredUnits(
+        seed,
+        keepLines,
+      );
+      const counts = `${operations} operations (${unended} without end), ${faults} faults, ${takeOvers} take-overs, ${rebuilds} rebuilds`;
+      return { ...result, lost: false, summary: `${counts}, plan ${JSON.stringify(plan)}` };
     },
   },
   pair: {

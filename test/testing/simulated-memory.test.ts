@@ -126,6 +126,29 @@ test('a persist that failed fails all after it, until the memory is opened again
   expect(lines(memory, 1)).toEqual([1]);
 });
 
+test('a persist that hangs ends when it is let go, and never if the process is dead by then', async () => {
+  const { memory, done, scheduler } = makeMemory(2);
+  const face = memory.open();
+  face.write(0, filled(1));
+  memory.hangPersists();
+  let ended = 0;
+  const count = () => {
+    ended += 1;
+  };
+  void face.persist(0, 64).then(count);
+  await scheduler.runFor(100);
+  expect(ended).toBe(0);
+  memory.resumePersists();
+  await done(face.persist(0, 64));
+  expect(ended).toBe(1);
+  memory.hangPersists();
+  void face.persist(0, 64).then(count);
+  memory.kill();
+  memory.resumePersists();
+  await done(memory.open().persist(0, 64));
+  expect(ended).toBe(1);
+});
+
 test('the death of the process loses nothing; two processes do not have the memory at once', () => {
   const { memory } = makeMemory(1);
   const face = memory.open();
