@@ -37,7 +37,7 @@ export interface ConnectMirroredMemoryOptions extends Omit<ConnectMemoryOptions,
 export interface MirroredRegion {
   /** The region's name, the same in both units. */
   readonly name: string;
-  /** Of its register: 32 hexadecimal digits. */
+  /** Of its register, the `id` in the daemons' configuration: 32 hexadecimal digits, dashes between them or none. */
   readonly registerId: string;
 }
 
@@ -96,13 +96,13 @@ export class MirroredMemoryConnection implements AsyncDisposable {
   /**
    * Takes the region over, and opens it for writing. Needs the right to read and to write all of it, in both units.
    *
-   * @throws HoldfastError as MirroredAccess.open
+   * @throws HoldfastError as MirroredAccess.open; ERR_HOLDFAST_BAD_ARGUMENT: an id of another form.
    */
-  openWriter(region: MirroredRegion, options: OpenWriterOptions = {}): Promise<MirroredAccess> {
+  async openWriter(region: MirroredRegion, options: OpenWriterOptions = {}): Promise<MirroredAccess> {
     const { environment, deciders } = this.#options;
     const where = { legs: this.#legs(region), arbiter: this.register(region) };
     const { node, clock } = this;
-    const told = { node, clock, registerId: region.registerId, deciders: deciders.map(({ name }) => name) };
+    const told = { node, clock, registerId: registerIdOf(region), deciders: deciders.map(({ name }) => name) };
     const tell = rebuildTeller(told);
     const onStatus = (status: MirrorStatus): void => {
       tell(status);
@@ -114,9 +114,9 @@ export class MirroredMemoryConnection implements AsyncDisposable {
   /**
    * Opens the region for reading. Needs the right to read all of it, in both units.
    *
-   * @throws HoldfastError as MirroredReader.open
+   * @throws HoldfastError as MirroredReader.open; ERR_HOLDFAST_BAD_ARGUMENT: an id of another form.
    */
-  openReader(region: MirroredRegion, options: OpenReaderOptions = {}): Promise<MirroredReader> {
+  async openReader(region: MirroredRegion, options: OpenReaderOptions = {}): Promise<MirroredReader> {
     const { clock } = this.#options.environment;
     return MirroredReader.open({ ...options, legs: this.#legs(region), arbiter: this.register(region), clock });
   }
@@ -126,10 +126,15 @@ export class MirroredMemoryConnection implements AsyncDisposable {
     return this.#options.environment.clock;
   }
 
-  /** The region's register, as the deciders answer for it. */
-  register({ registerId }: Pick<MirroredRegion, 'registerId'>): RemoteArbiter {
+  /**
+   * The region's register, as the deciders answer for it.
+   *
+   * @throws HoldfastError ERR_HOLDFAST_BAD_ARGUMENT: an id of another form.
+   */
+  register(region: Pick<MirroredRegion, 'registerId'>): RemoteArbiter {
     const { environment, deciders } = this.#options;
     const names = deciders.map(({ name }) => name);
+    const registerId = registerIdOf(region);
     return new RemoteArbiter({ node: this.node, clock: environment.clock, registerId, deciders: names });
   }
 
@@ -143,10 +148,11 @@ export class MirroredMemoryConnection implements AsyncDisposable {
     return this.close();
   }
 
-  #legs({ name: region, registerId }: MirroredRegion): MirrorLegs {
+  #legs(mirrored: MirroredRegion): MirrorLegs {
+    const { name: region } = mirrored;
     const [first, second] = this.clients;
     const [a, b] = this.#options.units;
-    return managedLegs(registerId, [
+    return managedLegs(registerIdOf(mirrored), [
       { unit: a.unit.name, client: first, region },
       { unit: b.unit.name, client: second, region },
     ]);
@@ -155,6 +161,12 @@ export class MirroredMemoryConnection implements AsyncDisposable {
 
 function managerOf({ unit, manager = unit }: MirroredUnit): MemoryPeer {
   return manager;
+}
+
+function registerIdOf({ registerId }: Pick<MirroredRegion, 'registerId'>): string {
+  const digits = registerId.replaceAll('-', '').toLowerCase();
+  if (/^[0-9a-f]{32}$/.test(digits)) return digits;
+  throw wrong(`"${registerId.slice(0, 80)}" is no register's id: 32 hexadecimal digits, as the configuration has them`);
 }
 
 /** A node may be a unit, a manager and a decider; it is one peer. */

@@ -367,6 +367,16 @@ describe('connecting', () => {
       expect(await rejection(connectMirroredMemory({ ...base, ...attempt }))).toBe('ERR_HOLDFAST_BAD_ARGUMENT');
   });
 
+  test('a region with an id that no register has is refused at once', async () => {
+    const units = [{ unit: peer('a') }, { unit: peer('b') }] as const;
+    await using memory = await connectMirroredMemory({ ...base, units });
+    for (const registerId of ['', 'orders', 'f'.repeat(31)]) {
+      const region = { name: 'orders', registerId };
+      expect(await rejection(memory.openWriter(region))).toBe('ERR_HOLDFAST_BAD_ARGUMENT');
+      expect(await rejection(memory.openReader(region))).toBe('ERR_HOLDFAST_BAD_ARGUMENT');
+    }
+  });
+
   test('a node is one peer, whatever its parts are; the managers decide unless others are named', async () => {
     const [a, b, m, tie] = [peer('a'), peer('b'), peer('m'), peer('tie')];
     const units = [{ unit: a, manager: m }, { unit: b }] as const;

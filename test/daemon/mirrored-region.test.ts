@@ -22,7 +22,8 @@ const KIB = 1024;
 const ID = '5b0f3c52-8a5e-4f0e-9d6c-2f6c1d9e7a10';
 const registerId = ID.replaceAll('-', '');
 const SERVERS = ['a', 'b', 'tie'] as const;
-const ORDERS = { name: 'orders', registerId };
+/** The id as the configuration has it. */
+const ORDERS = { name: 'orders', registerId: ID };
 
 let office: Office;
 const connections: MirroredMemoryConnection[] = [];
