@@ -456,6 +456,12 @@ describe('rates', () => {
     expect(network.region.bytes[PAGE]).toBe(0);
   });
 
+  test('a turn that no timer is long enough for is waited for over a session, too', async () => {
+    const { ann } = await accesses({ commandsPerSecond: 1e-9 });
+    await ann.overSession.read(0, new Uint8Array(8));
+    expect(await settled(ann.overSession.read(0, new Uint8Array(8)))).toBe(false);
+  });
+
   test('what comes too fast is executed, in order, and not faster', async () => {
     const { ann, network } = await accesses({ bytesPerSecond: 100 * PAGE });
     const startMs = performance.now();
