@@ -384,6 +384,11 @@ export class MemoryManager implements AsyncDisposable {
     });
   }
 
+  /** Its directory has been read. */
+  get isKnown(): boolean {
+    return this.#known !== undefined;
+  }
+
   /** Whether there is such a region, as far as the directory is known. */
   has(name: string): boolean {
     return this.#known !== undefined && findRegion(this.#known, name) !== undefined;

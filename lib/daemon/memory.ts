@@ -231,6 +231,8 @@ export class Memory {
       audit: (event) => this.#audit(event),
     });
     this.#held.add(manager);
+    for (const mirrored of this.#options.mirrored)
+      mirrored.managedBy(() => (manager.isKnown ? manager.has(mirrored.region.name) : undefined));
     if (node !== undefined) {
       manager.serve(node);
       const decided = this.#options.mirrored.flatMap((mirrored) => {

@@ -107,6 +107,8 @@ export class MirroredRegion {
   /** What the voters said when they were asked last; undefined: they did not. */
   #current: string | undefined;
   #asking: Promise<void> | undefined;
+  /** Whether the unit has the region, as its manager knows; undefined: it does not know yet. */
+  #isCreated: () => boolean | undefined = () => undefined;
   #rebuild: RebuildHeard | undefined;
 
   /** By openMirroredRegion. @internal */
@@ -160,6 +162,11 @@ export class MirroredRegion {
     }
   }
 
+  /** By the manager of the unit with this leg. */
+  managedBy(isCreated: () => boolean | undefined): void {
+    this.#isCreated = isCreated;
+  }
+
   /** From its writer, or who says so. */
   heardOfRebuild(peer: string, { leg, progress }: LegRebuild): void {
     if (progress === null) {
@@ -185,6 +192,7 @@ export class MirroredRegion {
       stateFile: stateFileOf(this.#config, this.region),
       isTieBreaker,
       isCurrent: this.#current !== undefined,
+      isCreated: this.#isCreated(),
       isForeign: value !== '' && parseStanding(value) === undefined,
       standing: parseStanding(value),
       voters: this.#voters(),

@@ -30,6 +30,8 @@ export interface MirroredRegionView {
   readonly isTieBreaker: boolean;
   /** A majority was asked just now; else the standing is as this node has voted last. */
   readonly isCurrent: boolean;
+  /** This node's unit has the region; undefined: it has no unit, or that is not known. */
+  readonly isCreated: boolean | undefined;
   /** The register holds something else. */
   readonly isForeign: boolean;
   /** Undefined: nobody has written the region yet, or that is not known. */
@@ -116,9 +118,24 @@ function problemsOf(view: MirroredRegionView): Problem[] {
   return [...awayProblems, ...standingProblems(view)];
 }
 
+/** The unit has lost its memory, or is a new one. */
+function blankProblem({ region, self }: MirroredRegionView, { inSync }: Standing): Problem {
+  const leg = LEGS.find((each) => region.units[each].manager === self)!;
+  const make = `\`holdfast memory create-region ${region.name} SIZE\`, and allow those who use it`;
+  return {
+    code: 'HOLDFAST-UNIT-BLANK',
+    message: `Unit ${region.units[leg].unit} has no region ${region.name}${hasLeg(inSync, leg) ? ', although it was in sync' : ''}.`,
+    action: hasLeg(inSync, leg)
+      ? `Let its writer open the region, or go on, without this unit; then make it here: ${make}.`
+      : `Make it here, as long as in the other unit: ${make}. The region's writer fills it by itself.`,
+  };
+}
+
 function standingProblems(view: MirroredRegionView): Problem[] {
-  const { region, standing } = view;
-  if (standing === undefined || (standing.inSync === 3 && standing.equal)) return [];
+  const { region, standing, isCreated } = view;
+  if (standing === undefined) return [];
+  if (isCreated === false) return [blankProblem(view, standing)];
+  if (standing.inSync === 3 && standing.equal) return [];
   if (!standing.equal)
     return [
       {

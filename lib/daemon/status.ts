@@ -259,7 +259,7 @@ export function isHealthy(status: DaemonStatus): boolean {
   );
 }
 
-function isWell({ state, role, voters }: MirroredRegionStatus): boolean {
+function isWell({ state, role, problems, voters }: MirroredRegionStatus): boolean {
   if (role === 'tie-breaker') return state === 'Voting';
-  return (state === 'New' || state === 'Online') && voters.every(({ inReach }) => inReach);
+  return (state === 'New' || state === 'Online') && problems.length === 0 && voters.every(({ inReach }) => inReach);
 }

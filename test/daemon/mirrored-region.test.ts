@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { systemEnvironment } from '../../lib/base/system-environment.ts';
@@ -188,6 +188,27 @@ describe('a mirrored region', () => {
     const found = Buffer.alloc(9);
     await orders.readConfirmed(0, found);
     expect(found.toString()).toBe('onetwosix');
+  });
+
+  it('that a unit has lost with its memory is not told as healthy there, and how it comes back', async () => {
+    const daemons = await startAll();
+    const memory = await connect();
+    await (await memory.openWriter(ORDERS)).close();
+    await stands('b', isIn('Online'));
+    await daemons.get('b')!.close();
+    rmSync(file('b.memory'));
+    await createMemoryFile(await office.load('b'), systemEnvironment.clock);
+    await office.start('b');
+    const blank = await stands('b', (region) => isIn('Online')(region) && isComplete(region));
+    expect([codes(blank), isHealthy(blank)]).toEqual([['HOLDFAST-UNIT-BLANK'], false]);
+    expect(blank.mirroredRegions[0]!.problems[0]!.message).toContain('although it was in sync');
+
+    await using orders = await memory.openWriter(ORDERS, { retryMs: 100 });
+    expect(codes(await stands('b', isIn('Degraded')))).toEqual(['HOLDFAST-UNIT-BLANK']);
+    await createRegion('b');
+    await orders.write(0, [Buffer.from('one')], { persist: true });
+    const healed = await stands('b', (region) => isIn('Online')(region) && isComplete(region));
+    expect([codes(healed), isHealthy(healed)]).toEqual([[], true]);
   });
 
   it('is listed by the manager of each unit, also before it is created there', async () => {

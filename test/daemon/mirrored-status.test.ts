@@ -18,6 +18,7 @@ const healthy: MirroredRegionView = {
   stateFile: '/a.vote',
   isTieBreaker: false,
   isCurrent: true,
+  isCreated: true,
   isForeign: false,
   standing: parseStanding(`HFM1 3 ab till ${NONCE} 2`),
   voters: [reach('a'), reach('b'), reach('tie')],
@@ -83,6 +84,21 @@ it.each<readonly [string, string, Partial<MirroredRegionView>, readonly string[]
     [`ERR_HOLDFAST_METADATA_MISMATCH The register ${'d'.repeat(32)} holds no record of a mirrored region.`],
     ['?', '?'],
   ],
+  [
+    'Online',
+    'this unit has lost its memory, and nobody has noticed',
+    { isCreated: false },
+    ['HOLDFAST-UNIT-BLANK Unit a has no region orders, although it was in sync.'],
+    ['in', 'in'],
+  ],
+  [
+    'Degraded',
+    'this unit is a new one',
+    { isCreated: false, standing: parseStanding(`HFM1 3 b till ${NONCE} 3`) },
+    ['HOLDFAST-UNIT-BLANK Unit a has no region orders.'],
+    ['out', 'in'],
+  ],
+  ['New', 'it is nowhere yet', { isCreated: false, standing: undefined }, [], ['?', '?']],
   ['Voting', 'this node only votes', { self: 'tie', isTieBreaker: true, isCurrent: false }, [], ['in', 'in']],
 ])('%s: %s', (state, _what, change, problems, units) => {
   const status = mirroredRegionStatus({ ...healthy, ...change });
