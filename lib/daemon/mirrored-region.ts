@@ -5,6 +5,7 @@
  */
 import { createHash } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
+import { EitherSignal } from '../base/either-signal.ts';
 import type { Environment } from '../base/environment.ts';
 import { HoldfastError, isHoldfastError } from '../base/errors.ts';
 import type { MirroredLeg } from '../checkpoint/mirror-admission.ts';
@@ -151,14 +152,19 @@ export class MirroredRegion {
   }
 
   async #ask(): Promise<void> {
-    this.#current = undefined;
+    // Until it is over, whoever has asked before is told what the voters have said then.
+    this.#current = await this.#standing();
+  }
+
+  async #standing(): Promise<string | undefined> {
     const inReach = this.#voters().filter(({ isInReach }) => isInReach);
-    if (this.#asked === undefined || 2 * inReach.length <= votersOf(this.region).length) return;
+    if (this.#asked === undefined || 2 * inReach.length <= votersOf(this.region).length) return undefined;
     try {
       const result = await this.#asked.compareAndSwap('', '');
-      this.#current = result.swapped ? '' : result.current;
+      return result.swapped ? '' : result.current;
     } catch (error) {
       if (!(error instanceof HoldfastError)) throw error;
+      return undefined;
     }
   }
 
@@ -223,10 +229,10 @@ function withinMs(limitMs: number, arbiter: Arbiter, clock: Clock): Arbiter {
   return {
     async compareAndSwap(expected, next, signal) {
       const late = new AbortController();
+      using either = new EitherSignal(late.signal, signal);
       const timer = clock.setTimer(limitMs, () => late.abort());
-      const either = signal === undefined ? late.signal : AbortSignal.any([late.signal, signal]);
       try {
-        return await arbiter.compareAndSwap(expected, next, either);
+        return await arbiter.compareAndSwap(expected, next, either.signal);
       } catch (error) {
         if (!late.signal.aborted || signal?.aborted) throw error;
         throw new HoldfastError(

@@ -211,6 +211,23 @@ describe('a mirrored region', () => {
     expect([codes(healed), isHealthy(healed)]).toEqual([[], true]);
   });
 
+  it('is shown as the voters said last while somebody else has them asked again', async () => {
+    const daemon = (await startAll()).get('a')!;
+    await (await (await connect()).openWriter(ORDERS)).close();
+    await stands('a', isIn('Online'));
+    let isOver = false;
+    const asked = statusOf('a').finally(() => {
+      isOver = true;
+    });
+    const shown = new Set<string>();
+    while (!isOver) {
+      shown.add(daemon.status().mirroredRegions[0]!.state);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    expect([...shown]).toEqual(['Online']);
+    expect(isHealthy(await asked)).toBe(true);
+  });
+
   it('is listed by the manager of each unit, also before it is created there', async () => {
     for (const name of SERVERS) await create(name);
     await Promise.all(SERVERS.map((name) => office.start(name)));
