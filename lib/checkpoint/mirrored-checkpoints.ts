@@ -26,7 +26,8 @@ export interface MirroredCheckpoints {
 /**
  * The region for the primary: for CheckpointWriter.open. Takes it over. Format it first, opened without its cursors.
  *
- * @throws HoldfastError as MirroredMemoryConnection.openWriter; ERR_HOLDFAST_BAD_ARGUMENT for too many cursors.
+ * @throws HoldfastError as MirroredMemoryConnection.openWriter; ERR_HOLDFAST_BAD_ARGUMENT for more cursors than there may
+ *   be, or than the region has room for.
  */
 export async function openMirroredPrimary(
   memory: MirroredMemoryConnection,
@@ -35,10 +36,16 @@ export async function openMirroredPrimary(
 ): Promise<ComposedAccess> {
   if (cursors.length > CURSORS_MAX) throw wrong(`a region has at most ${CURSORS_MAX} cursors, not ${cursors.length}`);
   const views = cursors.map((cursor) => viewOf(memory, cursor));
-  return composed(
-    await memory.openWriter(region, options),
-    views.map((view, index) => [index, view]),
-  );
+  const main = await memory.openWriter(region, options);
+  try {
+    return composed(
+      main,
+      views.map((view, index) => [index, view]),
+    );
+  } catch (error) {
+    await main.close();
+    throw error;
+  }
 }
 
 /**
@@ -78,6 +85,10 @@ function composed(main: ComposedPart, cursors: readonly (readonly [number, Compo
   const short = cursors.find(([, { range }]) => range.lengthBytes < PAIR_BYTES)?.[1];
   if (short !== undefined)
     throw wrong(`the region for a cursor has ${short.range.lengthBytes} bytes; it takes ${PAIR_BYTES}`);
+  const { base, lengthBytes } = main.range;
+  const far = cursors.find(([index]) => cursorAddress(index) + PAIR_BYTES > base + lengthBytes);
+  if (far !== undefined)
+    throw wrong(`a region of ${lengthBytes} bytes has no room for cursor ${far[0]}; make it longer, or take fewer`);
   return new ComposedAccess(
     main,
     cursors.map(([index, access]) => ({ address: cursorAddress(index), lengthBytes: PAIR_BYTES, access })),

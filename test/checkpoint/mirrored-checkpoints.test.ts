@@ -1,5 +1,5 @@
 /** Checkpoints in a mirrored region, with backups whose cursors lie in mirrored regions of their own. */
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import { CheckpointReader } from '../../lib/checkpoint/checkpoint-reader.ts';
 import { CheckpointWriter } from '../../lib/checkpoint/checkpoint-writer.ts';
 import type { ComposedAccess } from '../../lib/checkpoint/composed-access.ts';
@@ -228,4 +228,24 @@ test('a cursor that was made in part is made again, one that is damaged is not',
   expect(await isWhole(damaged)).toBe(false);
   const opening = CheckpointReader.open(access, { name: 'backup' });
   await expect(opening).rejects.toMatchObject({ code: 'ERR_HOLDFAST_METADATA_DAMAGED' });
+});
+
+test('a region that is too small for its cursors is refused, and not kept open', async () => {
+  const site = await new CheckpointSite().start();
+  const memory = site.connection('w1');
+  const openWriter = vi.spyOn(memory, 'openWriter');
+  const cursors = Array.from({ length: 64 }, () => CURSORS[0]!);
+  const opening = openMirroredPrimary(memory, { region: STATE, cursors });
+  const problem = await site.until(
+    opening.then(
+      () => undefined,
+      (error: Error) => error,
+    ),
+  );
+  expect(problem).toMatchObject({
+    code: 'ERR_HOLDFAST_BAD_ARGUMENT',
+    message: expect.stringContaining('no room for cursor'),
+  });
+  const [opened] = await Promise.all(openWriter.mock.results.map(({ value }) => value));
+  expect(opened).toMatchObject({ open: false });
 });
