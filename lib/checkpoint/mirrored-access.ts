@@ -633,13 +633,18 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
     return state === 'copying' || state === 'persisting' || state === 'settling' || state === 'joining';
   }
 
+  /** Enough to ask a leg whether it makes anything durable. */
+  get #littleBytes(): number {
+    return Math.min(WORD_BYTES, this.range.lengthBytes);
+  }
+
   /** A leg that is lost is noticed by a store; readers that wait for it must not wait for the next one. */
   async #stayAware(): Promise<void> {
     while (this.#failure === undefined) {
       const before = this.#nextId;
       await this.#sleep(IDLE_MS);
       if (this.#failure !== undefined || this.#nextId !== before || this.#stores.size > 0) continue;
-      await this.persist(this.range.base, WORD_BYTES).catch(() => {});
+      await this.persist(this.range.base, this.#littleBytes).catch(() => {});
     }
   }
 
@@ -699,7 +704,7 @@ export class MirroredAccess implements RegionAccess, AsyncDisposable {
   async #probe(leg: Leg): Promise<void> {
     const link = this.#links[leg]!;
     try {
-      await this.#persistPart(link, this.range.base, WORD_BYTES);
+      await this.#persistPart(link, this.range.base, this.#littleBytes);
     } catch (error) {
       this.#legFailed(leg, link, error);
       return;

@@ -90,16 +90,16 @@ const codes = (status: DaemonStatus) => status.mirroredRegions[0]!.problems.map(
 const inSync = (status: DaemonStatus) => status.mirroredRegions[0]!.units.map((unit) => unit.inSync);
 
 /** All three, and the region, which p may use. */
-async function startAll(): Promise<Map<ServerName, Daemon>> {
+async function startAll(sizeBytes?: number): Promise<Map<ServerName, Daemon>> {
   for (const name of SERVERS) await create(name);
   const daemons = await Promise.all(SERVERS.map((name) => office.start(name)));
   await stands('a', isComplete);
-  for (const name of ['a', 'b'] as const) await createRegion(name);
+  for (const name of ['a', 'b'] as const) await createRegion(name, sizeBytes);
   return new Map(SERVERS.map((name, index) => [name, daemons[index]!]));
 }
 
-async function createRegion(manager: ServerName): Promise<void> {
-  await ask(manager, 'memory-create-region', { name: 'orders', sizeBytes: 64 * KIB });
+async function createRegion(manager: ServerName, sizeBytes = 64 * KIB): Promise<void> {
+  await ask(manager, 'memory-create-region', { name: 'orders', sizeBytes });
   await ask(manager, 'memory-allow', { name: 'orders', peer: 'p', rights: ['read', 'write'] });
 }
 
@@ -226,6 +226,18 @@ describe('a mirrored region', () => {
     }
     expect([...shown]).toEqual(['Online']);
     expect(isHealthy(await asked)).toBe(true);
+  });
+
+  it('of less than a word goes on when a unit is lost, and when it is back', async () => {
+    const daemons = await startAll(4);
+    await using orders = await (await connect()).openWriter(ORDERS, { retryMs: 100 });
+    await daemons.get('b')!.close();
+    // Nobody stores: the writer notices it by itself.
+    await stands('a', isIn('Degraded'));
+    await orders.write(0, [Buffer.from('one')], { persist: true });
+    await office.start('b');
+    await stands('b', isIn('Online'));
+    expect(orders.open).toBe(true);
   });
 
   it('is listed by the manager of each unit, also before it is created there', async () => {
