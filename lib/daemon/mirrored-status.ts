@@ -157,7 +157,17 @@ function standingProblems(view: MirroredRegionView): Problem[] {
     {
       code: 'HOLDFAST-UNIT-OUT',
       message: `Unit ${region.units[other!]!.unit} does not have all that was acknowledged: only ${region.units[copy!]!.unit} is a copy.`,
-      action: `Bring unit ${region.units[other!]!.unit} back; the region's writer rebuilds it by itself.`,
+      action: outAction(view, region.units[copy!]!, region.units[other!]!),
     },
   ];
+}
+
+type MirroredUnitConfig = MirroredRegionConfig['units'][number];
+
+function outAction({ voters }: MirroredRegionView, copy: MirroredUnitConfig, out: MirroredUnitConfig): string {
+  const isAway = ({ manager }: MirroredUnitConfig) =>
+    voters.some(({ name, isInReach }) => name === manager && !isInReach);
+  if (isAway(copy)) return `Bring unit ${copy.unit} back: nobody can use the region without it.`;
+  if (isAway(out)) return `Bring unit ${out.unit} back; the region's writer rebuilds it by itself.`;
+  return `If unit ${out.unit} is there, the region's writer rebuilds it by itself; if there is no writer, open the region as one.`;
 }

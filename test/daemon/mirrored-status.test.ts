@@ -108,6 +108,24 @@ it.each<readonly [string, string, Partial<MirroredRegionView>, readonly string[]
   expect(status.units.map(({ inSync }) => word(inSync))).toEqual(units);
 });
 
+it.each<[string, boolean, boolean, RegExp]>([
+  ['that is away is to be brought back', true, false, /^Bring unit b back/],
+  [
+    'that is there is not to be brought back: a writer has to be there',
+    true,
+    true,
+    /^If unit b is there.* if there is no writer, open/,
+  ],
+  ['is of no use while the only copy is away', false, true, /^Bring unit a back: nobody can use/],
+  ['is of no use while the only copy is away, too', false, false, /^Bring unit a back: nobody can use/],
+])('a unit out of sync %s', (_what, hasA, hasB, action) => {
+  const { problems } = mirroredRegionStatus({
+    ...degraded,
+    voters: [reach('a', hasA), reach('b', hasB), reach('tie')],
+  });
+  expect(problems.find(({ code }) => code === 'HOLDFAST-UNIT-OUT')!.action).toMatch(action);
+});
+
 it('a rebuild is told with its rate, and is no longer asked of anybody', () => {
   const status = mirroredRegionStatus({ ...degraded, rebuild });
   expect(status.rebuild).toEqual({
