@@ -2,6 +2,7 @@
  * A process that uses regions which lie in two units each: its place among the peers, a client for each unit, and the
  * registers by way of those who decide them, in one.
  */
+import { setMaxListeners } from 'node:events';
 import type { Clock } from '../base/clock.ts';
 import { HoldfastError } from '../base/errors.ts';
 import { systemEnvironment } from '../base/system-environment.ts';
@@ -81,6 +82,7 @@ export class MirroredMemoryConnection implements AsyncDisposable {
   /** One for each unit: to create, to grow, to say who may use a region; always in both. */
   readonly clients: readonly [MemoryClient, MemoryClient];
   readonly #options: Complete;
+  readonly #closed = new AbortController();
 
   /** @internal */
   constructor(options: Complete, node: PeerNode) {
@@ -89,6 +91,8 @@ export class MirroredMemoryConnection implements AsyncDisposable {
     const clientOf = (each: MirroredUnit): MemoryClient =>
       new MemoryClient({ node, clock, manager: managerOf(each).name, unit: each.unit.name, transport });
     this.node = node;
+    // One for each register that is being asked: how many there are, the regions in use bound.
+    setMaxListeners(0, this.#closed.signal);
     this.clients = [clientOf(options.units[0]), clientOf(options.units[1])];
     this.#options = options;
   }
@@ -135,11 +139,13 @@ export class MirroredMemoryConnection implements AsyncDisposable {
     const { environment, deciders } = this.#options;
     const names = deciders.map(({ name }) => name);
     const registerId = registerIdOf(region);
-    return new RemoteArbiter({ node: this.node, clock: environment.clock, registerId, deciders: names });
+    const closed = this.#closed.signal;
+    return new RemoteArbiter({ node: this.node, clock: environment.clock, registerId, deciders: names, closed });
   }
 
-  /** Ends the sessions. Idempotent. */
+  /** Ends the sessions, and with them what is open. Idempotent. */
   close(): Promise<void> {
+    this.#closed.abort();
     return this.node.close();
   }
 

@@ -87,6 +87,8 @@ export interface RemoteArbiterOptions {
   readonly deciders: readonly string[];
   /** How long one compare-and-swap may take. Default 5 s. */
   readonly deadlineMs?: number;
+  /** Fires when the node is closed: nobody is asked any more. */
+  readonly closed?: AbortSignal;
 }
 
 /** The register, by way of whoever of its deciders answers. */
@@ -101,13 +103,13 @@ export class RemoteArbiter implements Arbiter {
     this.#sessions = sessionsOf(options.node);
   }
 
-  /** As Arbiter.compareAndSwap; also ERR_HOLDFAST_REFUSED by a decider, ERR_HOLDFAST_ACCESS by all that answer. */
+  /** As Arbiter.compareAndSwap; also ERR_HOLDFAST_REFUSED by a decider, ERR_HOLDFAST_ACCESS by all that answer, ERR_HOLDFAST_CLOSED. */
   async compareAndSwap(expected: string, next: string, signal?: AbortSignal): Promise<SwapResult> {
     throwIfAborted(signal, 'the compare-and-swap');
-    const { clock, deadlineMs = DEADLINE_MS } = this.#options;
+    const { clock, deadlineMs = DEADLINE_MS, closed } = this.#options;
     const deadline = new AbortController();
     const timer = clock.setTimer(deadlineMs, () => deadline.abort());
-    using either = new EitherSignal(deadline.signal, signal);
+    using either = new EitherSignal(deadline.signal, signal, closed);
     const both = either.signal;
     let last: unknown;
     try {
@@ -123,6 +125,8 @@ export class RemoteArbiter implements Arbiter {
       }
     } catch (error) {
       throwIfAborted(signal, 'the compare-and-swap');
+      if (closed?.aborted)
+        throw new HoldfastError('ERR_HOLDFAST_CLOSED', 'the connection was closed here', { cause: error });
       if (!deadline.signal.aborted) throw error;
       if (isHoldfastError(last, 'ERR_HOLDFAST_ACCESS')) throw last;
       throw new HoldfastError(

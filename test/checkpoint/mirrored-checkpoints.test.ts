@@ -249,3 +249,11 @@ test('a region that is too small for its cursors is refused, and not kept open',
   const [opened] = await Promise.all(openWriter.mock.results.map(({ value }) => value));
   expect(opened).toMatchObject({ open: false });
 });
+
+test('a primary whose connection is closed waits for no cursor any more', async () => {
+  const site = await new CheckpointSite().start();
+  const { access } = await site.primary();
+  const watched = access.watch(cursorAddress(0), 8, Number.MAX_SAFE_INTEGER).then(() => 'no error', codeOf);
+  await site.until(site.connection('w1').close());
+  expect(await site.until(watched)).toBe('ERR_HOLDFAST_CLOSED');
+});

@@ -367,6 +367,16 @@ describe('connecting', () => {
       expect(await rejection(connectMirroredMemory({ ...base, ...attempt }))).toBe('ERR_HOLDFAST_BAD_ARGUMENT');
   });
 
+  test('a connection that is closed keeps nobody waiting for a register', async () => {
+    const memory = await connectMirroredMemory({ ...base, units: [{ unit: peer('a') }, { unit: peer('b') }] });
+    const state = { name: 'state', registerId: 'd'.repeat(32) };
+    const waiting = [memory.openWriter(state), memory.openReader(state), memory.register(state).compareAndSwap('', '')];
+    const codes = Promise.all(waiting.map(rejection));
+    await memory.close();
+    expect(await codes).toEqual(Array.from(waiting, () => 'ERR_HOLDFAST_CLOSED'));
+    expect(await rejection(memory.openWriter(state))).toBe('ERR_HOLDFAST_CLOSED');
+  });
+
   test('a region with an id that no register has is refused at once', async () => {
     const units = [{ unit: peer('a') }, { unit: peer('b') }] as const;
     await using memory = await connectMirroredMemory({ ...base, units });
