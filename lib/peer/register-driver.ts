@@ -2,6 +2,9 @@
  * RegisterArbiter: carries compare-and-swaps through among the voters of a register. Thin: register.ts decides; here its
  * effects meet sessions, the own voter and timers.
  *
+ * A swap of a value with itself is a question. It is answered without a ballot where a majority is seen to agree: else
+ * those who only ask, often, would take the ballots from those who want to change something.
+ *
  * A voter without a session just does not answer; it is asked again when its session comes up, and after a while if it
  * could not answer for another reason.
  */
@@ -12,7 +15,9 @@ import type { Arbiter, SwapResult } from './arbiter.ts';
 import type { LinkProblem, PeerNode, PeerSession } from './peer.ts';
 import {
   type AcceptAnswer,
+  agreed,
   checkValue,
+  type Look,
   type PrepareAnswer,
   type Proposer,
   type ProposerEffect,
@@ -21,11 +26,20 @@ import {
   propose,
   step,
 } from './register.ts';
-import { acceptMethod, prepareMethod, RegisterService, type Voter, type VoterOptions } from './register-service.ts';
+import {
+  acceptMethod,
+  lookMethod,
+  prepareMethod,
+  RegisterService,
+  type Voter,
+  type VoterOptions,
+} from './register-service.ts';
 
 const DEADLINE_MS = 5000;
 /** After this, a voter that has a session and could not answer is asked again. */
 const ASK_AGAIN_MS = 200;
+/** So long a look waits for voters that do not answer, where the others do not agree. */
+const LOOK_MS = 200;
 const WAITING_MAX = 16;
 
 /** A register, its voters, and this node among them. */
@@ -133,6 +147,7 @@ class Attempt {
   readonly #next: string;
   readonly #timers = new Set<TimerHandle>();
   readonly #toAskAgain = new Set<number>();
+  readonly #looks: Look[] = [];
   #proposer: Proposer | undefined;
   #isOver = false;
   #resolve!: (result: SwapResult) => void;
@@ -161,6 +176,31 @@ class Attempt {
 
   begin(): void {
     if (this.#isOver) return;
+    if (this.#expected === this.#next) void this.#look();
+    else this.#propose();
+  }
+
+  /** Asks what there is; proposes it if that is not clear. */
+  async #look(): Promise<void> {
+    const { voters } = this.#options;
+    const late = new Promise<void>((resolve) => this.#after(LOOK_MS, resolve));
+    const looks = Promise.all(voters.map((_, voter) => this.#lookAt(voter).catch((error) => this.#tell(voter, error))));
+    await Promise.race([looks, late, this.result.catch(() => {})]);
+    if (!this.#isOver) this.#propose();
+  }
+
+  async #lookAt(voter: number): Promise<void> {
+    const { registerId, voters, self, node } = this.#options;
+    const session = node.session(voters[voter]!);
+    if (voter === self) this.#looks.push(await this.#own.look());
+    else if (session === undefined) return;
+    else this.#looks.push((await session.request(lookMethod, { register: registerId, voters: [...voters] })).control);
+    const found = agreed(this.#looks, voters.length);
+    if (found !== undefined)
+      this.#done(found.value === this.#next ? { swapped: true } : { swapped: false, current: found.value });
+  }
+
+  #propose(): void {
     const { self, voters } = this.#options;
     const swap = { self, voters: voters.length, expected: this.#expected, next: this.#next };
     try {
@@ -178,6 +218,12 @@ class Attempt {
     if (this.#isOver) return;
     this.#end();
     this.#reject(error);
+  }
+
+  #done(result: SwapResult): void {
+    if (this.#isOver) return;
+    this.#end();
+    this.#resolve(result);
   }
 
   #end(): void {
@@ -212,8 +258,7 @@ class Attempt {
         break;
       }
       case 'done':
-        this.#end();
-        this.#resolve(effect.result);
+        this.#done(effect.result);
     }
   }
 
@@ -256,14 +301,19 @@ class Attempt {
       return;
     }
     if (isHoldfastError(error, 'ERR_HOLDFAST_PEER_LOST')) return;
-    const problem = problemOf(error);
-    if (problem !== undefined) this.#problems.set(this.#options.voters[voter]!, problem);
+    this.#tell(voter, error);
     if (this.#toAskAgain.has(voter)) return;
     this.#toAskAgain.add(voter);
     this.#after(ASK_AGAIN_MS, () => {
       this.#toAskAgain.delete(voter);
       this.reachable(voter);
     });
+  }
+
+  #tell(voter: number, error: unknown): void {
+    const problem = problemOf(error);
+    const isGone = isHoldfastError(error, 'ERR_HOLDFAST_PEER_LOST');
+    if (problem !== undefined && !isGone) this.#problems.set(this.#options.voters[voter]!, problem);
   }
 
   #after(delayMs: number, action: () => void): void {

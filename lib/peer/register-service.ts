@@ -17,6 +17,7 @@ import {
   type AcceptAnswer,
   accept,
   COUNTER_MAX,
+  type Look,
   type PrepareAnswer,
   prepare,
   VOTERS_MAX,
@@ -37,13 +38,15 @@ const valueSchema = z
   .string()
   .max(VALUE_MAX_BYTES)
   .regex(/^[\x20-\x7e]*$/);
-const questionShape = {
+const whomShape = {
   register: z.string().regex(/^[0-9a-f]{32}$/),
   voters: z.array(z.string().regex(NAME_PATTERN)).min(1).max(VOTERS_MAX),
-  ballot: ballotSchema,
 };
+const questionShape = { ...whomShape, ballot: ballotSchema };
 const refusedSchema = z.strictObject({ granted: z.literal(false), promised: ballotSchema });
 
+const lookQuestion = z.strictObject(whomShape);
+const lookAnswer: z.ZodType<Look> = z.strictObject({ accepted: ballotSchema, value: valueSchema });
 const prepareQuestion = z.strictObject(questionShape);
 const acceptQuestion = z.strictObject({ ...questionShape, value: valueSchema });
 const prepareAnswer: z.ZodType<PrepareAnswer> = z.union([
@@ -70,6 +73,15 @@ export const acceptMethod: Method<z.infer<typeof acceptQuestion>, AcceptAnswer> 
   name: 'register-accept',
   request: acceptQuestion,
   response: acceptAnswer,
+};
+
+/** What was accepted last; promises nothing. */
+export const lookMethod: Method<z.infer<typeof lookQuestion>, Look> = {
+  ...WITHOUT_DATA,
+  id: 32,
+  name: 'register-look',
+  request: lookQuestion,
+  response: lookAnswer,
 };
 
 /** Whose vote it is, about what, among whom, and where it is kept. */
@@ -114,6 +126,11 @@ export class Voter {
   /** Why it answers nothing any more. */
   get failure(): HoldfastError | undefined {
     return this.#failure;
+  }
+
+  /** @internal */
+  look(): Promise<Look> {
+    return this.#vote((state) => ({ state, answer: { accepted: state.accepted, value: state.value } }));
   }
 
   /** @internal */
@@ -186,11 +203,14 @@ export class RegisterService {
 
   private constructor(node: PeerNode) {
     this.#node = node;
+    node.handle(lookMethod, async ({ control }, session) => ({
+      control: await this.#voter(control, session).look(),
+    }));
     node.handle(prepareMethod, async ({ control }, session) => ({
-      control: await this.#voter(control, session).prepare(control.ballot),
+      control: await this.#voterFor(control, session).prepare(control.ballot),
     }));
     node.handle(acceptMethod, async ({ control }, session) => ({
-      control: await this.#voter(control, session).accept(control.ballot, control.value),
+      control: await this.#voterFor(control, session).accept(control.ballot, control.value),
     }));
   }
 
@@ -212,8 +232,15 @@ export class RegisterService {
   }
 
   /** The register's voter, if who asks is another of its voters, with a ballot of its own. */
-  #voter(question: z.infer<typeof prepareQuestion>, session: PeerSession): Voter {
-    const { register, voters, ballot } = question;
+  #voterFor(question: z.infer<typeof prepareQuestion>, session: PeerSession): Voter {
+    const voter = this.#voter(question, session);
+    const asker = session.peer.name;
+    if (voter.voters[question.ballot.node] === asker) return voter;
+    throw new HoldfastError('ERR_HOLDFAST_REFUSED', `${asker} proposes under another's name`);
+  }
+
+  /** The register's voter, if who asks is another of its voters. */
+  #voter({ register, voters }: z.infer<typeof lookQuestion>, session: PeerSession): Voter {
     const asker = session.peer.name;
     const voter = this.#voters.get(register);
     if (voter === undefined || !voter.voters.includes(asker)) {
@@ -228,8 +255,6 @@ export class RegisterService {
         `${asker} names ${voters.join(', ')} as the voters, and ${this.#node.name} names ${voter.voters.join(', ')}; give both the same members or units, and tie-breaker`,
       );
     }
-    if (voters[ballot.node] !== asker)
-      throw new HoldfastError('ERR_HOLDFAST_REFUSED', `${asker} proposes under another's name`);
     return voter;
   }
 }

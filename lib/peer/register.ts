@@ -69,6 +69,25 @@ export function accept(state: VoterState, ballot: Ballot, value: string): Vote<A
   return { state: known ? state : { promised: ballot, accepted: ballot, value }, answer: { granted: true } };
 }
 
+/** What a voter has accepted last, durably. */
+export type Look = Pick<VoterState, 'accepted' | 'value'>;
+
+/**
+ * What a majority of the voters has accepted under one ballot, if the looks show that: nothing newer had been chosen
+ * when the first of them was taken, for its majority would have had a voter in common with this one, which has gone
+ * beyond the ballot then and never goes back. So the value was the register's at that moment or later, and nobody has
+ * been asked for a promise, nor has anything been written.
+ *
+ * @param looks one of each voter that has answered
+ * @param voters how many there are
+ */
+export function agreed(looks: readonly Look[], voters: number): Look | undefined {
+  return looks.find(({ accepted }) => {
+    const alike = looks.filter((look) => compareBallots(look.accepted, accepted) === 0).length;
+    return alike * 2 > voters;
+  });
+}
+
 // The proposer
 
 export interface Swap {

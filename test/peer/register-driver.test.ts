@@ -109,6 +109,65 @@ describe('with voters away', () => {
   });
 });
 
+describe('a question: a swap of a value with itself', () => {
+  test('is answered where a majority agrees, without a ballot and without a write', async () => {
+    const trio = await started();
+    expect(await trio.swap('a', '', '')).toBe('now ');
+    expect(await trio.swap('a', '', 'one')).toBe('now one');
+    await trio.pass(100);
+    const before = new Map(trio.disks);
+    trio.lines.length = 0;
+    expect(await trio.swap('b', 'one', 'one')).toBe('now one');
+    expect(await trio.swap('b', '', '')).toBe('it is one');
+    trio.kill('tie');
+    await trio.pass(100);
+    expect(await trio.swap('a', 'two', 'two')).toBe('it is one');
+    expect(trio.disks).toEqual(before);
+    expect(trio.lines.filter((line) => !line.includes(' look'))).toEqual([]);
+  });
+
+  test('does not go by what a voter alone has accepted, nor by the older one of two', async () => {
+    const trio = new RegisterCluster();
+    const ballot = (counter: number) => ({ counter, node: 0 });
+    trio.disks.set('a', { promised: ballot(3), accepted: ballot(3), value: 'new' });
+    for (const name of ['b', 'tie'] as const)
+      trio.disks.set(name, { promised: ballot(2), accepted: ballot(2), value: 'old' });
+    await trio.startAll();
+    trio.kill('b');
+    await trio.pass(100);
+    // One of the two has what may have been chosen with the third: it is finished first.
+    expect(await trio.swap('a', 'old', 'old')).toBe('it is new');
+    expect(trio.disks.get('tie')).toMatchObject({ value: 'new' });
+  });
+
+  test('does not wait for a voter that hangs while the other two agree', async () => {
+    const trio = await started();
+    expect(await trio.swap('a', '', 'one')).toBe('now one');
+    await trio.pass(100);
+    trio.cluster.network.partition('a', 'b');
+    const startMs = trio.cluster.scheduler.nowMs;
+    expect(await trio.swap('a', 'one', 'one')).toBe('now one');
+    expect(trio.cluster.scheduler.nowMs - startMs).toBeLessThan(100);
+  });
+
+  test('that is asked without a pause does not keep others from changing something', async () => {
+    const link = { delayMinMs: 0.05, delayMaxMs: 0.2 };
+    const trio = await new RegisterCluster({ link }).startAll();
+    let isOver = false;
+    let asked = 0;
+    const asking = (async () => {
+      for (; !isOver && asked < 10_000; asked++) await trio.arbiters.get('a')!.compareAndSwap('', '');
+    })();
+    const startMs = trio.cluster.scheduler.nowMs;
+    for (let count = 0; count < 20; count++)
+      expect(await trio.swap('b', count === 0 ? '' : `b${count - 1}`, `b${count}`)).toBe(`now b${count}`);
+    isOver = true;
+    await trio.until(asking);
+    expect(asked).toBeGreaterThan(20);
+    expect(trio.cluster.scheduler.nowMs - startMs).toBeLessThan(20 * 50);
+  });
+});
+
 describe('a voter that cannot vote', () => {
   test('after a failed write it answers nothing until it is opened again', async () => {
     const trio = await started();
@@ -185,6 +244,9 @@ async function race(seed: number): Promise<void> {
   const random = new SimulatedRandom(seed, 'race');
   const links = new Map<string, string>();
   const sure = new Set<string>();
+  /** What anybody was told so far; and with each answer to a question, what had been told when it was asked. */
+  const told: string[] = [];
+  const answered: { readonly value: string; readonly before: number }[] = [];
   let isOver = false;
 
   const run = async (name: 'a' | 'b'): Promise<string> => {
@@ -196,6 +258,12 @@ async function race(seed: number): Promise<void> {
         const result = await trio.arbiters.get(name)!.compareAndSwap(known, next);
         if (result.swapped) sure.add(next);
         known = result.swapped ? next : result.current;
+        told.push(known);
+        const before = told.length;
+        const question = await trio.arbiters.get(name)!.compareAndSwap(known, known);
+        known = question.swapped ? known : question.current;
+        answered.push({ value: known, before });
+        told.push(known);
       } catch {
         // Unknown: it may have happened. The next one finds out.
       }
@@ -222,6 +290,14 @@ async function race(seed: number): Promise<void> {
   }
   expect(new Set(chain).size, `seed ${seed}`).toBe(chain.length);
   for (const value of sure) expect(chain, `seed ${seed}`).toContain(value);
+  // The last link is the first one here.
+  const place = (value: string) => (value === '' ? chain.length : chain.indexOf(value));
+  for (const { value, before } of answered) {
+    expect(place(value), `seed ${seed}: ${value} was in the chain`).not.toBe(-1);
+    const newest = Math.min(...told.slice(0, before).map(place));
+    expect(place(value), `seed ${seed}: ${value} was not older than what had been told`).toBeLessThanOrEqual(newest);
+  }
+  expect(answered.length, `seed ${seed}: something is answered`).toBeGreaterThan(5);
   expect(sure.size, `seed ${seed}: something happens`).toBeGreaterThan(5);
 }
 
