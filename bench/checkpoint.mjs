@@ -6,7 +6,7 @@
 // append D: records of 4 KiB, each acknowledged when it survives a power cut, D under way: CheckpointWriter.append to a
 // unit that `holdfast serve` runs; RPUSH-like SET of 4 KiB to Redis with appendfsync always, through @redis/client on one
 // connection; put of 4 KiB to etcd through etcd3. Each server in a process of its own, each client in this one.
-// recover: a backup reads --recover-mib MiB (1024) of checkpoints, checked and made durable, in portions of 4 MiB into the
+// recover: a backup reads --recover-mib MiB (1024) of checkpoints, checked and made durable, in portions of 16 MiB into the
 // same memory, beside what plain sockets of Node.js carry from one process to another.
 //
 // Needs redis-server and etcd-server (Debian's). The folder (default: the one for temporary files) is on a real disk.
@@ -136,7 +136,7 @@ class Holdfast {
       const reader = await CheckpointReader.open(access);
       const begun = performance.now();
       let bytes = 0;
-      const portions = { into: new Uint8Array(4 * mebibyte) };
+      const portions = { into: new Uint8Array(16 * mebibyte), maxBytes: 64 * mebibyte };
       for (let portion = await reader.drain(portions); portion.length > 0; portion = await reader.drain(portions))
         for (const { value } of portion) bytes += value.length;
       return bytes / (performance.now() - begun) / 1e6;
