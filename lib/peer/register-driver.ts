@@ -191,10 +191,12 @@ class Attempt {
 
   async #lookAt(voter: number): Promise<void> {
     const { registerId, voters, self, node } = this.#options;
-    const session = node.session(voters[voter]!);
+    const name = voters[voter]!;
+    const session = node.session(name);
     if (voter === self) this.#looks.push(await this.#own.look());
     else if (session === undefined) return;
     else this.#looks.push((await session.request(lookMethod, { register: registerId, voters: [...voters] })).control);
+    this.#problems.delete(name);
     const found = agreed(this.#looks, voters.length);
     if (found !== undefined)
       this.#done(found.value === this.#next ? { swapped: true } : { swapped: false, current: found.value });

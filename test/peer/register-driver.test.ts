@@ -150,6 +150,23 @@ describe('a question: a swap of a value with itself', () => {
     expect(trio.cluster.scheduler.nowMs - startMs).toBeLessThan(100);
   });
 
+  test('shows that a voter which could not answer before answers again', async () => {
+    const trio = new RegisterCluster();
+    for (const name of ['a', 'b'] as const) await trio.start(name);
+    await trio.start('tie', VOTERS, false);
+    await trio.pass(2000);
+    expect(await trio.swap('a', '', 'one')).toBe('now one');
+    await trio.pass(1000);
+    expect(await trio.swap('a', 'one', 'one')).toBe('now one');
+    await trio.pass(100);
+    expect(trio.arbiters.get('a')!.reach[2]).toMatchObject({ problem: { code: 'ERR_HOLDFAST_NO_SUCH_VOLUME' } });
+    const store = { voter: NEW_VOTER, writeVoter: async () => {} };
+    RegisterService.of(trio.nodes.get('tie')!).add({ registerId: REGISTER_ID, voters: VOTERS, self: 2, store });
+    expect(await trio.swap('a', 'one', 'one')).toBe('now one');
+    await trio.pass(100);
+    expect(trio.arbiters.get('a')!.reach[2]).toEqual({ name: 'tie', isInReach: true, problem: undefined });
+  });
+
   test('that is asked without a pause does not keep others from changing something', async () => {
     const link = { delayMinMs: 0.05, delayMaxMs: 0.2 };
     const trio = await new RegisterCluster({ link }).startAll();
