@@ -10,6 +10,7 @@
 import { HoldfastError } from '../base/errors.ts';
 import { MirroredAccess } from '../checkpoint/mirrored-access.ts';
 import { MirroredReader } from '../checkpoint/mirrored-reader.ts';
+import type { MirroredUnitsResult } from './mirrored-units-simulation.ts';
 import { codeOf, pass, RegionWords, WORDS, WORDS_BYTES, type WordWriter } from './region-words.ts';
 import { Scheduler } from './scheduler.ts';
 import { SimulatedClock, SimulatedProcess } from './simulated-clock.ts';
@@ -30,24 +31,8 @@ const FAULTS_MS = 1500;
 const LIVENESS_LIMIT_MS = 30_000;
 const ATTEMPTS_MAX = 5;
 
-/** What became of one seed. */
-export interface RegionSimulationResult {
-  readonly seed: number;
-  /** Undefined if all held. */
-  readonly failure: string | undefined;
-  /** Same seed, same hash. */
-  readonly traceHash: string;
-  readonly operations: number;
-  readonly unended: number;
-  readonly faults: number;
-  /** Writers that were let in. */
-  readonly takeOvers: number;
-  readonly rebuilds: number;
-  /** Of the backup, while writers were at work. */
-  readonly backupReads: number;
-  /** The last lines of what happened. */
-  readonly trace: readonly string[];
-}
+/** What became of one seed: as over real sessions, without a plan. */
+export type RegionSimulationResult = Omit<MirroredUnitsResult, 'plan'>;
 
 /** Runs one seed. Throws nothing that a fault could bring about: what went wrong is in the result. */
 export async function simulateMirroredRegion(seed: number, keepLines = 0): Promise<RegionSimulationResult> {
